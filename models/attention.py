@@ -1,0 +1,174 @@
+"""Attention rows beside the model's own kernel.
+
+transformers sends every attention call through a table of functions. While rows are read, the
+model's entry is replaced by a wrapper that computes the softmax of the chosen query rows from the
+very q, k and mask of the call, and then hands over to the model's own function, whose output is
+what the model goes on with. GPT-J does not use the table; its attention returns full patterns, and
+the rows are taken from those.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .anatomy import part
+from .tokens import TokenBatch
+
+if TYPE_CHECKING:
+    from .hooked import HookedModel
+
+See = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]], None]
+"""Called with (layer, query, key, value, mask, options) of every attention call."""
+
+
+def attention_rows(
+    model: HookedModel,
+    batch: TokenBatch,
+    columns: Int[Tensor, "batch query"] | None,
+    layers: Sequence[int],
+) -> Float[Tensor, "layer batch head query key"]:
+    """Softmax rows of the query `columns` (None: all), float32, for the given layers."""
+    kept: dict[int, Tensor] = {}
+    if model.anatomy.spec.interface:
+
+        def see(
+            layer: int, q: Tensor, k: Tensor, _: Tensor, mask: Tensor | None, o: dict[str, Any]
+        ) -> None:
+            if layer in layers:
+                kept[layer] = row_softmax(q, k, mask, columns, **_scoring(q, o))
+
+        with seeing_attention(model.module, see):
+            model.forward(batch, batch.ends[:, None])
+    else:
+        _rows_from_patterns(model, batch, columns, layers, kept)
+    device = kept[layers[0]].device
+    return torch.stack([kept[layer].to(device) for layer in layers])
+
+
+def row_softmax(
+    q: Float[Tensor, "batch head pos d"],
+    k: Float[Tensor, "batch kv_head key d"],
+    mask: Tensor | None,
+    columns: Int[Tensor, "batch query"] | None,
+    scaling: float,
+    softcap: float | None,
+) -> Float[Tensor, "batch head query key"]:
+    """`softmax(softcap(scaling q k^T) + mask)` for chosen query positions, in float32.
+
+    `mask` is additive or boolean `[batch or 1, 1, pos, key]`; None means causal. Grouped keys are
+    expanded by view, never copied.
+    """
+    positions = q.shape[2]
+    if columns is None:
+        columns = torch.arange(positions, device=q.device).expand(q.shape[0], -1)
+    rows = torch.arange(q.shape[0], device=q.device)[:, None]
+    picked = q.transpose(1, 2)[rows, columns.to(q.device)].float()  # [batch, query, head, d]
+    grouped = picked.unflatten(2, (k.shape[1], -1))  # [batch, query, kv_head, group, d]
+    scores = torch.einsum("bqkgd,bktd->bkgqt", grouped, k.float()).flatten(1, 2) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    allowed = _row_mask(mask, columns, q.shape[0], k.shape[2], positions, q.device)
+    if allowed.dtype == torch.bool:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    else:
+        scores = scores + allowed.float()
+    return torch.softmax(scores, dim=-1).nan_to_num(0.0)
+
+
+@contextmanager
+def seeing_attention(module: Any, see: See) -> Iterator[None]:
+    """Call `see` with what every attention call scores, without changing what it computes."""
+    config = module.config.get_text_config()
+    own = config._attn_implementation
+    name = f"mnemoscope_{own}"
+
+    def wrapper(
+        attn: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        see(attn.layer_idx, query, key, value, mask, options)
+        return _kernel(attn, own)(attn, query, key, value, mask, *args, **options)
+
+    AttentionInterface.register(name, wrapper)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    holders = {id(config): config, id(module.config): module.config}.values()
+    try:
+        for holder in holders:
+            holder._attn_implementation = name
+        yield
+    finally:
+        for holder in holders:
+            holder._attn_implementation = own
+
+
+def _kernel(attn: Any, implementation: str) -> Callable[..., Any]:
+    """The model's own attention function; "eager" is a function of its modelling file."""
+    if implementation == "eager":
+        return sys.modules[type(attn).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[implementation]
+
+
+def _scoring(q: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    scaling = options.get("scaling")
+    return {
+        "scaling": q.shape[-1] ** -0.5 if scaling is None else scaling,
+        "softcap": options.get("softcap"),
+    }
+
+
+def _row_mask(
+    mask: Tensor | None,
+    columns: Tensor,
+    batch: int,
+    keys: int,
+    positions: int,
+    device: torch.device,
+) -> Tensor:
+    """The mask's rows `[batch, 1, query, key]`: boolean (True = may look) or additive."""
+    columns = columns.to(device)
+    if mask is None:
+        reach = columns[:, :, None] + keys - positions
+        return (torch.arange(keys, device=device) <= reach)[:, None]
+    full = mask[:, :1, :, :keys].expand(batch, -1, -1, -1)
+    return full[torch.arange(batch, device=device)[:, None], 0, columns][:, None]
+
+
+def _rows_from_patterns(
+    model: HookedModel,
+    batch: TokenBatch,
+    columns: Tensor | None,
+    layers: Sequence[int],
+    kept: dict[int, Tensor],
+) -> None:
+    handles = []
+    for layer in layers:
+        block = part(model.module, model.anatomy.spec.blocks)[layer]
+
+        def store(_: Any, __: Any, output: Any, layer: int = layer) -> None:
+            pattern = output[1].float()
+            if columns is not None:
+                rows = torch.arange(len(pattern), device=pattern.device)[:, None]
+                pattern = pattern.transpose(1, 2)[rows, columns.to(pattern.device)].transpose(1, 2)
+            kept[layer] = pattern
+
+        handles.append(part(block, model.anatomy.spec.attn).register_forward_hook(store))
+    try:
+        model.forward(batch, batch.ends[:, None])
+    finally:
+        for handle in handles:
+            handle.remove()

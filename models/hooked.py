@@ -1,0 +1,365 @@
+"""`HookedModel`: an unmodified Hugging Face decoder with three operations on top.
+
+- `capture`: run once and keep only what is asked, at the positions asked, reduced in the hook.
+- `intervene`: a context manager over edits that are data; an edit that never fired raises.
+- `rows`: attention rows of chosen query positions, beside the model's own attention kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import RLock
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from .anatomy import Anatomy, resolve_anatomy
+from .attention import attention_rows
+from .edits import Edit, check_edit
+from .errors import MnemoscopeError, PromptError
+from .hooks import InstalledEdit, edit_hooks, in_batch_shape, site_hook, watch_batch
+from .self_test import run_self_test
+from .tokens import TokenBatch, answer_ids, bos_rule, encode, pad, text_pieces
+from .types import HeadId, Site
+
+At = Literal["all", "end"] | Int[Tensor, "batch k"]
+Reduce = Literal["mean", "max", "norm"]
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """What one run kept: `captured[site, layer]`, and the logits at the same positions."""
+
+    values: Mapping[tuple[Site, int], Tensor]
+    logits: Float[Tensor, "batch k d_vocab"]
+
+    def __getitem__(self, key: tuple[Site, int]) -> Tensor:
+        return self.values[key]
+
+    def stack(self, site: Site) -> Tensor:
+        """The site's tensors of all captured layers, `[layer, batch, ...]`."""
+        return torch.stack([value for (s, _), value in sorted(self.values.items()) if s == site])
+
+
+@dataclass(frozen=True, eq=False)
+class HookedModel:
+    """A Hugging Face causal LM, its tokenizer and its anatomy.
+
+    The module is never rewired or copied. Hooks live only inside `capture` and `intervene`; `lock`
+    is held while they do, so two threads cannot see each other's edits.
+    """
+
+    module: Any
+    """The Hugging Face causal LM, unmodified."""
+    tokenizer: PreTrainedTokenizerBase | None
+    anatomy: Anatomy
+    name: str
+    source: str = ""
+    """Where the weights came from (folder, hub revision, GGUF file and its quantisation)."""
+    lock: Any = field(default_factory=RLock, repr=False)
+
+    # -- text ---------------------------------------------------------------------------------
+
+    def tokens(
+        self, texts: Sequence[str] | str, side: Literal["left", "right"] = "left"
+    ) -> TokenBatch:
+        """Encode texts under the one BOS rule and pad them.
+
+        Raises `PromptError` for an empty text or one longer than the model's context.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        rows = [encode(self.text_tokenizer, text) for text in texts]
+        return self.batch(rows, side)
+
+    def batch(
+        self, rows: Sequence[Sequence[int]], side: Literal["left", "right"] = "left"
+    ) -> TokenBatch:
+        """Pad rows of token ids; raises `PromptError` for a row longer than the context."""
+        longest = max(map(len, rows), default=0)
+        limit = self.anatomy.max_context
+        if limit is not None and longest > limit:
+            raise PromptError(
+                f"a prompt has {longest} tokens but {self.name} reads at most {limit}: shorten it."
+            )
+        return pad(rows, side=side).to(self.device)
+
+    def answer_ids(self, prompt: str, answer: str, separator: str = " ") -> tuple[int, ...]:
+        """Token ids that the answer adds to the prompt; see `tokens.answer_ids`."""
+        return answer_ids(self.text_tokenizer, prompt, answer, separator)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token."""
+        return text_pieces(self.text_tokenizer, ids)
+
+    @property
+    def text_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; raises `MnemoscopeError` for a model that was wrapped without one."""
+        if self.tokenizer is None:
+            raise MnemoscopeError(f"{self.name} has no tokenizer: pass token ids instead of text.")
+        return self.tokenizer
+
+    @property
+    def bos_rule(self) -> str:
+        """The BOS rule in words, for provenance."""
+        return "token ids given" if self.tokenizer is None else bos_rule(self.tokenizer)
+
+    # -- facts about the weights ------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embeddings, where token ids go."""
+        return self.module.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the embeddings."""
+        return self.module.get_input_embeddings().weight.dtype
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 over names, dtypes, shapes and bytes of all weights, in name order."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """SHA-256 of the vocabulary, id by id; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        vocab = sorted(self.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+        return hashlib.sha256(repr(vocab).encode()).hexdigest()
+
+    # -- running --------------------------------------------------------------------------------
+
+    def logits(self, batch: TokenBatch, at: At = "all") -> Float[Tensor, "batch k d_vocab"]:
+        """Logits at all positions, at END, or at columns `[batch, k]`; no gradients are kept.
+
+        Only the asked positions are multiplied with the unembedding.
+        """
+        return self.capture(batch, (), at=at).logits
+
+    @torch.no_grad()
+    def capture(
+        self,
+        batch: TokenBatch,
+        sites: Sequence[Site],
+        *,
+        layers: Sequence[int] | None = None,
+        at: At = "all",
+        reduce: Reduce | None = None,
+    ) -> Captured:
+        """Run once and keep the sites of the layers (all by default).
+
+        `at` chooses the positions that are kept; `reduce` then folds the position axis inside the
+        hook, over real tokens only ("norm" is the root mean square). Memory: what is kept, plus
+        the forward pass itself. Raises `UnsupportedSiteError`, `UnitOutOfRangeError`.
+        """
+        layers = range(self.anatomy.n_layers) if layers is None else layers
+        for layer in layers:
+            self.anatomy.check_layer(layer)
+        columns = _columns(batch, at)
+        kept: dict[tuple[Site, int], Tensor] = {}
+        with self.lock, ExitStack() as stack:
+            running = stack.enter_context(watch_batch(self.module))
+
+            def keep(site: Site, layer: int) -> Callable[[Tensor], None]:
+                def store(x: Tensor) -> None:
+                    value = _at(in_batch_shape(x, running), columns)
+                    kept[site, layer] = _reduced(value, batch, columns, reduce)
+
+                return store
+
+            for site in sites:
+                for layer in layers:
+                    hook = site_hook(self.module, self.anatomy, site, layer, keep(site, layer))
+                    stack.enter_context(hook)
+            logits = self.forward(batch, columns)
+        return Captured(kept, logits)
+
+    def forward(
+        self, batch: TokenBatch, columns: Int[Tensor, "batch k"] | None = None
+    ) -> Float[Tensor, "batch k d_vocab"]:
+        """The plain forward pass (gradients flow); logits at `columns`, or everywhere."""
+        batch = batch.to(self.device)
+        with _unembed_only(self.module, columns):
+            output = self.module(
+                input_ids=batch.ids,
+                attention_mask=batch.mask.long(),
+                position_ids=batch.position_ids,
+                use_cache=False,
+            )
+        return output.logits
+
+    @contextmanager
+    def intervene(self, edits: Sequence[Edit]) -> Iterator[tuple[InstalledEdit, ...]]:
+        """Apply edits to every run inside the block, for example::
+
+            with model.intervene([zero([HeadId(3, 1)])]):
+                changed = model.logits(batch, at="end")
+
+        Yields the installed edits with their firing counts. Raises before running for wrong units;
+        raises `EditNeverFiredError` on leaving the block if one of them changed nothing.
+        """
+        for edit in edits:
+            check_edit(edit, self.anatomy)
+        with self.lock, edit_hooks(self.module, self.anatomy, tuple(edits)) as installed:
+            yield installed
+
+    @torch.no_grad()
+    def generate(self, batch: TokenBatch, max_new_tokens: int = 8) -> list[list[int]]:
+        """Greedy continuation of each row, new ids only, cut before the first EOS.
+
+        Rows must be padded on the left. Prompt plus new tokens have to fit the context.
+        """
+        if not bool(batch.mask[:, -1].all()):
+            raise PromptError("generation needs prompts padded on the left: tokens(side='left').")
+        limit = self.anatomy.max_context
+        if limit is not None and batch.ids.shape[1] + max_new_tokens > limit:
+            raise PromptError(
+                f"{batch.ids.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the "
+                f"context of {limit}: shorten the prompt."
+            )
+        stops = self.stop_ids
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stops) or None,
+            pad_token_id=min(stops, default=0),
+        )
+        with self.lock:
+            out = self.module.generate(
+                input_ids=batch.ids, attention_mask=batch.mask.long(), generation_config=config
+            )
+        return [_until(row, stops) for row in out[:, batch.ids.shape[1] :].tolist()]
+
+    def continuations(self, texts: Sequence[str], max_new_tokens: int = 8) -> list[str]:
+        """Greedy continuation of each text, as text."""
+        rows = self.generate(self.tokens(texts), max_new_tokens)
+        return [self.text_tokenizer.decode(row) for row in rows]
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end a generation."""
+        config = getattr(self.module, "generation_config", None)
+        ids = getattr(config, "eos_token_id", None)
+        if ids is None and self.tokenizer is not None:
+            ids = self.tokenizer.eos_token_id
+        return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+    @torch.no_grad()
+    def rows(
+        self,
+        batch: TokenBatch,
+        queries: At = "end",
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[HeadId] | None = None,
+    ) -> Float[Tensor, "layer batch head query key"]:
+        """Attention rows (softmax over keys) of chosen query positions, in float32.
+
+        Computed from post-rotary q and k beside the model's own kernel, which stays in use. Give
+        `layers` (all heads of each) or `heads` of one layer. Memory: the result, and one layer's
+        `[batch, head, query, key]` scores.
+        """
+        layers = range(self.anatomy.n_layers) if layers is None else list(layers)
+        if heads is not None:
+            for head in heads:
+                self.anatomy.check_head(head)
+            layers = sorted({head.layer for head in heads})
+            if len(layers) != 1:
+                raise MnemoscopeError("rows of chosen heads are read one layer at a time.")
+        for layer in layers:
+            self.anatomy.check_layer(layer)
+        columns = _columns(batch, queries)
+        with self.lock:
+            rows = attention_rows(self, batch, columns, layers)
+        return rows if heads is None else rows[:, :, [head.head for head in heads]]
+
+
+def wrap(
+    module: Any,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    name: str = "",
+    source: str = "in memory",
+    self_test: bool = True,
+) -> HookedModel:
+    """Wrap a loaded Hugging Face causal LM. The module is put into eval mode, nothing else.
+
+    Raises `UnsupportedModelError` for an unknown or contradicting architecture.
+    """
+    module.eval()
+    anatomy = resolve_anatomy(module)
+    if self_test:
+        run_self_test(module, anatomy)
+    return HookedModel(module, tokenizer, anatomy, name or type(module).__name__, source)
+
+
+def _columns(batch: TokenBatch, at: At) -> Int[Tensor, "batch k"] | None:
+    if isinstance(at, Tensor):
+        if at.ndim != 2 or at.shape[0] != len(batch):
+            raise MnemoscopeError(f"positions must be columns [batch, k], got {tuple(at.shape)}.")
+        if int(at.min()) < 0 or int(at.max()) >= batch.ids.shape[1]:
+            raise MnemoscopeError(f"positions must lie in 0..{batch.ids.shape[1] - 1}.")
+        return at
+    return batch.ends[:, None] if at == "end" else None
+
+
+def _at(x: Tensor, columns: Tensor | None) -> Tensor:
+    if columns is None:
+        return x.detach().clone()
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]
+    return x[rows, columns.to(x.device)].detach()
+
+
+def _reduced(
+    value: Tensor, batch: TokenBatch, columns: Tensor | None, how: Reduce | None
+) -> Tensor:
+    if how is None:
+        return value
+    real = _at(batch.mask.to(value.device), columns)
+    real = real.reshape(*real.shape, *[1] * (value.ndim - 2))
+    value = value.float() if value.dtype.itemsize < 4 else value
+    if how == "max":
+        return value.masked_fill(~real, -torch.inf).amax(dim=1)
+    total = (value**2 if how == "norm" else value).masked_fill(~real, 0).sum(1) / real.sum(1)
+    return total.sqrt() if how == "norm" else total
+
+
+@contextmanager
+def _unembed_only(module: Any, columns: Tensor | None) -> Iterator[None]:
+    """Let the unembedding see only the columns that are asked for."""
+    if columns is None:
+        yield
+        return
+
+    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (_at_keeping_graph(args[0], columns),)
+
+    handle = module.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _at_keeping_graph(x: Tensor, columns: Tensor) -> Tensor:
+    return x[torch.arange(x.shape[0], device=x.device)[:, None], columns.to(x.device)]
+
+
+def _until(row: list[int], stops: frozenset[int]) -> list[int]:
+    for i, token in enumerate(row):
+        if token in stops:
+            return row[:i]
+    return row

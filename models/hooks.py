@@ -1,0 +1,254 @@
+"""The hooks themselves: thin, installed late, always removed.
+
+Everything a hook needs to know about the running batch (which cells are real tokens, where END
+is, prefill or decode) is read from the arguments of the model's own forward by `watch_batch`, so
+that edits work alike under `HookedModel.capture`, under `generate` and under a plain call of the
+module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, part
+from .edits import Edit, edited
+from .errors import EditNeverFiredError, MnemoscopeError, UnsupportedSiteError
+from .tokens import TokenBatch
+from .types import HeadId, NeuronId, Site
+
+Change = Callable[[Tensor], Tensor | None]
+"""Sees a site's tensor; returns its replacement, or None to leave it alone."""
+
+
+@dataclass
+class RunningBatch:
+    """What hooks know of the forward pass in progress; one object a model, rewritten each pass."""
+
+    shape: tuple[int, int] = (0, 0)
+    mask: Tensor | None = None
+    decoding: bool = False
+
+
+@contextmanager
+def watch_batch(module: nn.Module) -> Iterator[RunningBatch]:
+    """Keep a `RunningBatch` up to date while the module runs."""
+    running = RunningBatch()
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids: Any = kwargs.get("input_ids", args[0] if args else None)
+        ids = kwargs.get("inputs_embeds") if ids is None else ids
+        if ids is None:
+            raise MnemoscopeError("the model was called without input_ids or inputs_embeds.")
+        cache = kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
+        running.shape = (ids.shape[0], ids.shape[1])
+        running.decoding = past > 0 and ids.shape[1] == 1
+        mask: Any = kwargs.get("attention_mask")
+        plain = isinstance(mask, Tensor) and mask.ndim == 2
+        running.mask = mask[:, -ids.shape[1] :].bool() if plain else None
+
+    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield running
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def site_hook(
+    module: nn.Module, anatomy: Anatomy, site: Site, layer: int, change: Change
+) -> Iterator[None]:
+    """Call `change` with the tensor at a site, in the shape of the design's table of sites."""
+    handle = install(module, anatomy, site, layer, change)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def install(
+    module: nn.Module, anatomy: Anatomy, site: Site, layer: int, change: Change
+) -> torch.utils.hooks.RemovableHandle:
+    """Register one hook; prefer `site_hook`, which removes it.
+
+    Raises `UnsupportedSiteError` where the architecture has no such site.
+    """
+    block = part(module, anatomy.spec.blocks)[layer]
+    spec = anatomy.spec
+    if site is Site.RESID_PRE:
+        return _on_input(block, change)
+    if site is Site.RESID_POST:
+        return _on_output(block, change)
+    if site is Site.Z:
+        return _on_input(part(block, spec.o_proj), _per_head(change, anatomy.n_heads))
+    if site is Site.ATTN_OUT:
+        return _on_output(part(block, spec.o_proj), change)
+    if site is Site.MLP_OUT:
+        return _on_output(part(block, spec.mlp_out), change)
+    if site is Site.NEURON and spec.down is not None:
+        return _on_input(part(block, spec.down), change)
+    if site is Site.RESID_MID and spec.resid_mid is not None and not anatomy.parallel:
+        return _on_input(part(block, spec.resid_mid), change)
+    raise UnsupportedSiteError(_why_not(site, anatomy))
+
+
+def _why_not(site: Site, anatomy: Anatomy) -> str:
+    if site is Site.NEURON:
+        return f"{anatomy.model_type} keeps its experts fused: it has no single-neuron site."
+    if site is Site.RESID_MID:
+        return f"{anatomy.model_type} blocks are parallel here: there is no {site}; use resid_post."
+    return f"{site} is inside attention: read it with HookedModel.rows or attention_inputs."
+
+
+def _on_input(target: nn.Module, change: Change) -> torch.utils.hooks.RemovableHandle:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            new = change(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        new = change(kwargs["hidden_states"])
+        return None if new is None else (args, {**kwargs, "hidden_states": new})
+
+    return target.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _on_output(target: nn.Module, change: Change) -> torch.utils.hooks.RemovableHandle:
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        # GPT-J's blocks and all attention modules return tuples, the other blocks bare tensors.
+        first = output[0] if isinstance(output, tuple) else output
+        new = change(first)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return target.register_forward_hook(hook)
+
+
+def _per_head(change: Change, n_heads: int) -> Change:
+    def per_head(x: Tensor) -> Tensor | None:
+        new = change(x.unflatten(-1, (n_heads, -1)))
+        return None if new is None else new.flatten(-2)
+
+    return per_head
+
+
+def in_batch_shape(x: Tensor, running: RunningBatch) -> Tensor:
+    """OPT's MLP works on `[batch * pos, width]`; give it back its batch axis."""
+    return x.unflatten(0, running.shape) if x.ndim == 2 else x
+
+
+@dataclass
+class InstalledEdit:
+    """An edit with the count of cells (row x position) that it has changed so far."""
+
+    edit: Edit
+    fired: int = 0
+
+
+@contextmanager
+def edit_hooks(
+    module: nn.Module, anatomy: Anatomy, edits: tuple[Edit, ...]
+) -> Iterator[tuple[InstalledEdit, ...]]:
+    """Install edits, remove them on any exit, and raise `EditNeverFiredError` for a silent one."""
+    installed = tuple(InstalledEdit(edit) for edit in edits)
+    with ExitStack() as stack:
+        running = stack.enter_context(watch_batch(module))
+        for one in installed:
+            for layer in sorted({unit.layer for unit in one.edit.units}):
+                change = _apply_in_layer(one, layer, running)
+                stack.enter_context(site_hook(module, anatomy, one.edit.site, layer, change))
+        yield installed
+    silent = [str(one.edit.describe()) for one in installed if one.fired == 0]
+    if silent:
+        raise EditNeverFiredError(
+            f"edits that never changed anything: {'; '.join(silent)}. Was the model run inside the "
+            "block, in the edit's phase, and does every prompt have these positions?"
+        )
+
+
+def _apply_in_layer(one: InstalledEdit, layer: int, running: RunningBatch) -> Change:
+    edit = one.edit
+    chosen = [j for j, unit in enumerate(edit.units) if unit.layer == layer]
+    columns = [_column(edit.units[j]) for j in chosen]
+
+    def change(x: Tensor) -> Tensor | None:
+        cells = selected_cells(edit, running, x.device)
+        if cells is None or not bool(cells.any()):
+            return None
+        one.fired += int(cells.sum())
+        shaped = in_batch_shape(x, running)
+        if columns == [None]:  # a whole stream: give it the unit axis that values have
+            old = shaped.unsqueeze(2)
+            return _edit_cells(edit, chosen, old, cells).squeeze(2).view_as(x)
+        new = shaped.clone()
+        new[:, :, columns] = _edit_cells(edit, chosen, shaped[:, :, columns], cells)
+        return new.view_as(x)
+
+    return change
+
+
+def _edit_cells(edit: Edit, chosen: list[int], old: Tensor, cells: Tensor) -> Tensor:
+    new = edited(old, edit.op, _value_for(edit, chosen, old.ndim))
+    if bool(cells.all()):
+        return new
+    return torch.where(cells.reshape(*cells.shape, *[1] * (old.ndim - 2)), new, old)
+
+
+def _column(unit: Any) -> int | None:
+    if isinstance(unit, HeadId):
+        return unit.head
+    return unit.index if isinstance(unit, NeuronId) else None
+
+
+def _value_for(edit: Edit, chosen: list[int], ndim: int) -> Tensor | float | None:
+    """The value's slice for one layer's units, with batch and pos axes put in where left out."""
+    value = edit.value
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    unit_axes = ndim - 2  # axes from the unit axis on
+    missing = ndim - value.ndim
+    if value.ndim < unit_axes or missing > 2 or value.shape[-unit_axes] != len(edit.units):
+        raise MnemoscopeError(
+            f"the value of a {edit.op!r} edit on {len(edit.units)} units has shape "
+            f"{tuple(value.shape)}; expected [batch, pos, unit, ...] with leading axes left out."
+        )
+    value = value.index_select(value.ndim - unit_axes, torch.tensor(chosen, device=value.device))
+    if missing == 1:  # [batch, unit, ...]: one value for all positions of a row
+        return value.unsqueeze(1)
+    return value
+
+
+def selected_cells(
+    edit: Edit, running: RunningBatch, device: torch.device
+) -> Bool[Tensor, "batch pos"] | None:
+    """Which cells of the running batch an edit selects; None when it is not its phase."""
+    if edit.phase != "both" and (edit.phase == "decode") != running.decoding:
+        return None
+    if running.mask is None and edit.positions != "all":
+        raise MnemoscopeError("edits at chosen positions need a two-dimensional attention mask.")
+    full = torch.ones(running.shape, dtype=torch.bool, device=device)
+    mask = full if running.mask is None else running.mask.to(device)
+    if edit.positions == "all":
+        return mask
+    if running.decoding:
+        return None
+    return position_cells(TokenBatch(mask.long(), mask), edit.positions)
+
+
+def position_cells(
+    batch: TokenBatch, positions: str | tuple[int, ...]
+) -> Bool[Tensor, "batch pos"]:
+    """Cells at "end" or at offsets from a row's start (>= 0) or END (< 0), padding-aware."""
+    offsets = (-1,) if positions == "end" else tuple(int(p) for p in positions)
+    columns = torch.arange(batch.mask.shape[1], device=batch.mask.device)[None, :]
+    starts, ends = batch.starts[:, None], batch.ends[:, None]
+    cells = torch.zeros_like(batch.mask)
+    for offset in offsets:
+        cells |= columns == (starts + offset if offset >= 0 else ends + 1 + offset)
+    return cells & batch.mask

@@ -1,0 +1,132 @@
+"""`load_model`: a packaged name, a folder, a GGUF file or a hub id becomes a `HookedModel`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .checkpoint_files import check_folder
+from .errors import DamagedCheckpointError, MnemoscopeError, ModelNotFoundError
+from .gguf import converted
+from .hooked import HookedModel, wrap
+from .packaged import smollm2_gguf
+
+PACKAGED = ("smollm2",)
+"""Names that need no hub: models from registry packages."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Backend = Literal["local"]
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    backend: Backend = "local",
+) -> HookedModel:
+    """Load a decoder checkpoint and prove its anatomy, for example `load_model("smollm2")`.
+
+    A folder or file is never resolved against the network, pickled weights are never opened and a
+    checkpoint's own code is never run. `device="auto"` takes CUDA where there is one;
+    `dtype="auto"` keeps the checkpoint's type on an accelerator and uses float32 on a CPU.
+
+    Raises `ModelNotFoundError`, `DamagedCheckpointError`, `UnsupportedModelError`.
+    """
+    if backend != "local":
+        raise MnemoscopeError(f"back end {backend!r} is not available; use backend='local'.")
+    name = str(name_or_path)
+    where = "cuda" if device == "auto" and torch.cuda.is_available() else device
+    where = "cpu" if where == "auto" else where
+    if name in PACKAGED:
+        folder = converted(smollm2_gguf())
+        return _from_folder(folder, name, where, dtype)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _from_folder(path, path.resolve().name, where, dtype)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelNotFoundError(
+                f"{path} is a file but no .gguf: give the checkpoint's folder."
+            )
+        return _from_folder(converted(path), path.stem, where, dtype)
+    return _from_hub(name, where, dtype)
+
+
+def _from_folder(folder: Path, name: str, device: str, dtype: str) -> HookedModel:
+    check_folder(folder)
+    note = folder / "source.json"
+    source = str(json.loads(note.read_text())) if note.is_file() else str(folder)
+    return _wrapped(folder, name, source, device, dtype, local=True)
+
+
+def _from_hub(name: str, device: str, dtype: str) -> HookedModel:
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ModelNotFoundError(
+            f"{name!r} is no folder, no GGUF file and no hub id (owner/name). "
+            f"Models that need no network: {', '.join(PACKAGED)}."
+        )
+    return _wrapped(name, name, f"hub:{name}", device, dtype, local=False)
+
+
+def _wrapped(
+    place: Path | str, name: str, source: str, device: str, dtype: str, *, local: bool
+) -> HookedModel:
+    try:
+        module, info = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=_dtype(dtype, device),
+            local_files_only=local,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except OSError as error:
+        raise ModelNotFoundError(_unreachable(name, local, error)) from error
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise DamagedCheckpointError(f"{name} could not be loaded: {_first_line(error)}") from error
+    if info["missing_keys"]:  # transformers would only warn, and run on random weights
+        raise DamagedCheckpointError(
+            f"{name} lacks {len(info['missing_keys'])} weights its configuration calls for (first: "
+            f"{min(info['missing_keys'])}): fetch the checkpoint again."
+        )
+    tokenizer = _tokenizer(place, name, local)
+    return wrap(module.to(device), tokenizer, name=name, source=source)
+
+
+def _tokenizer(place: Path | str, name: str, local: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(
+            f"the tokenizer of {name} could not be loaded ({_first_line(error)}): copy "
+            "tokenizer.json and tokenizer_config.json into the checkpoint's folder."
+        ) from error
+
+
+def _dtype(dtype: str, device: str) -> Any:
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else "auto"
+    if dtype not in _DTYPES:
+        raise MnemoscopeError(f"dtype {dtype!r} is unknown: use auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype]
+
+
+def _unreachable(name: str, local: bool, error: OSError) -> str:
+    if local:
+        return f"{name} could not be read: {_first_line(error)}"
+    return (
+        f"{name!r} is neither a local folder nor a model the hub gave us ({_first_line(error)}). "
+        f"Check the spelling, or use a local folder; without a network: {', '.join(PACKAGED)}."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
