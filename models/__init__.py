@@ -1,12 +1,22 @@
-"""Load a checkpoint, name its parts, run it hooked (the ground floor)."""
+"""Load a checkpoint, name its parts, run it hooked (the ground floor).
 
-from .anatomy import Anatomy
-from .edits import Edit, StreamId, mean, resample, scale, zero
-from .errors import MnemoscopeError
-from .hooked import Captured, HookedModel, wrap
-from .load import load_model
-from .tokens import TokenBatch
-from .types import HeadId, KVHeadId, NeuronId, Site, TokenSpan
+Names are imported when they are first used, so that code which only needs `HeadId` does not wait
+for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .anatomy import Anatomy
+    from .edits import Edit, StreamId, mean, resample, scale, zero
+    from .errors import MnemoscopeError
+    from .hooked import Captured, HookedModel, wrap
+    from .load import load_model
+    from .tokens import TokenBatch
+    from .types import HeadId, KVHeadId, NeuronId, Site, TokenSpan
 
 __all__ = [
     "Anatomy",
@@ -28,3 +38,20 @@ __all__ = [
     "wrap",
     "zero",
 ]
+
+_HOMES = {
+    "anatomy": ("Anatomy",),
+    "edits": ("Edit", "StreamId", "mean", "resample", "scale", "zero"),
+    "errors": ("MnemoscopeError",),
+    "hooked": ("Captured", "HookedModel", "wrap"),
+    "load": ("load_model",),
+    "tokens": ("TokenBatch",),
+    "types": ("HeadId", "KVHeadId", "NeuronId", "Site", "TokenSpan"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -198,12 +198,7 @@ def resolve_anatomy(module: Any) -> Anatomy:
     Raises `UnsupportedModelError` for an unknown architecture or a contradiction.
     """
     config = module.config.get_text_config()
-    spec = ARCHITECTURES.get(config.model_type)
-    if spec is None:
-        raise UnsupportedModelError(
-            f"architecture {config.model_type!r} is not in the table of known decoders "
-            f"({', '.join(sorted(ARCHITECTURES))}). Add an entry to models/anatomy.py."
-        )
+    spec = known_architecture(config.model_type)
     blocks = part(module, spec.blocks)
     n_heads = int(config.num_attention_heads)
     n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
@@ -228,6 +223,16 @@ def resolve_anatomy(module: Any) -> Anatomy:
         parallel=bool(parallel),
         post_ln=post_ln,
     )
+
+
+def known_architecture(model_type: str) -> ArchSpec:
+    """The table's entry. Raises `UnsupportedModelError` with the list of known architectures."""
+    if model_type not in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"architecture {model_type!r} is not in the table of known decoders "
+            f"({', '.join(sorted(ARCHITECTURES))}). Add an entry to models/anatomy.py."
+        )
+    return ARCHITECTURES[model_type]
 
 
 def part(module: Any, path: str) -> Any:

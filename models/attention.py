@@ -17,18 +17,41 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .anatomy import part
 from .tokens import TokenBatch
+from .types import Site
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
 
 See = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]], None]
 """Called with (layer, query, key, value, mask, options) of every attention call."""
+
+
+ATTENTION_SITES = (Site.ROT_Q, Site.ROT_K, Site.V)
+"""Sites that only the attention function sees."""
+
+
+def keep_inputs(
+    sites: Sequence[Site],
+    layers: Sequence[int],
+    keep: Callable[[Site, int], Callable[[Tensor], None]],
+) -> See:
+    """A `See` that hands q, k or v as `[batch, pos, head, d]` to `keep(site, layer)`."""
+
+    def see(
+        layer: int, q: Tensor, k: Tensor, v: Tensor, _: Tensor | None, __: dict[str, Any]
+    ) -> None:
+        if layer in layers:
+            for site, x in zip(ATTENTION_SITES, (q, k, v), strict=True):
+                if site in sites:
+                    keep(site, layer)(x.transpose(1, 2))
+
+    return see
 
 
 def attention_rows(
@@ -90,7 +113,7 @@ def seeing_attention(module: Any, see: See) -> Iterator[None]:
     """Call `see` with what every attention call scores, without changing what it computes."""
     config = module.config.get_text_config()
     own = config._attn_implementation
-    name = f"mnemoscope_{own}"
+    name = f"mnemoscope_{own}_{id(config)}"  # another thread may be reading another model
 
     def wrapper(
         attn: Any,
@@ -104,7 +127,7 @@ def seeing_attention(module: Any, see: See) -> Iterator[None]:
         see(attn.layer_idx, query, key, value, mask, options)
         return _kernel(attn, own)(attn, query, key, value, mask, *args, **options)
 
-    AttentionInterface.register(name, wrapper)
+    ALL_ATTENTION_FUNCTIONS[name] = wrapper
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
     holders = {id(config): config, id(module.config): module.config}.values()
     try:
@@ -114,6 +137,7 @@ def seeing_attention(module: Any, see: See) -> Iterator[None]:
     finally:
         for holder in holders:
             holder._attn_implementation = own
+        del ALL_ATTENTION_FUNCTIONS[name]  # it holds what was seen
 
 
 def _kernel(attn: Any, implementation: str) -> Callable[..., Any]:

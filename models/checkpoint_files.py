@@ -30,10 +30,10 @@ def read_header(path: Path) -> SafetensorsHeader:
             raise _damaged(path, "its header is cut off")
         try:
             tensors = json.loads(file.read(length))
-        except ValueError:
-            raise _damaged(path, "its header is not JSON") from None
-    tensors.pop("__metadata__", None)
-    end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+            tensors.pop("__metadata__", None)
+            end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise _damaged(path, "its header is not one of safetensors") from None
     if 8 + length + end != size:
         raise _damaged(path, f"it has {size} bytes where its header promises {8 + length + end}")
     return SafetensorsHeader(path, tensors, 8 + length)
@@ -67,7 +67,7 @@ def _shards(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.glob("*.safetensors"))
     try:
         return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise _damaged(index, "it is not a weight index") from None
 
 

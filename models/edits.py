@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -108,7 +108,10 @@ def resample(
 
 
 def check_edit(edit: Edit, anatomy: Anatomy) -> None:
-    """Raises before anything runs: wrong units, mixed kinds, unreachable site, missing value."""
+    """Raises before anything runs: wrong words, units, mixed kinds, site, value or positions."""
+    for word, known in ((edit.op, get_args(Op)), (edit.phase, get_args(Phase))):
+        if word not in known:
+            raise MnemoscopeError(f"an edit knows no {word!r}; use one of {', '.join(known)}.")
     if not edit.units:
         raise MnemoscopeError("an edit needs at least one head, neuron or stream.")
     if len({(type(unit), _site(unit)) for unit in edit.units}) > 1:
@@ -117,9 +120,36 @@ def check_edit(edit: Edit, anatomy: Anatomy) -> None:
         raise MnemoscopeError("an edit names a unit twice; name each once.")
     for unit in edit.units:
         _check_unit(unit, anatomy)
+    _check_value(edit, anatomy)
+    _check_positions(edit)
+
+
+def _check_value(edit: Edit, anatomy: Anatomy) -> None:
     if (edit.value is None) != (edit.op == "zero"):
         raise MnemoscopeError(
             f"{edit.op!r} edits {'take no' if edit.op == 'zero' else 'need a'} value."
+        )
+    if not isinstance(edit.value, Tensor) or edit.value.ndim == 0:
+        return
+    width = {Site.Z: (anatomy.d_v,), Site.NEURON: ()}.get(edit.site, (anatomy.d_model,))
+    last, axes = (len(edit.units), *width), 1 + len(width)
+    fits = all(
+        size in (1, want) for size, want in zip(edit.value.shape[-axes:], last, strict=False)
+    )
+    if not axes <= edit.value.ndim <= axes + 2 or edit.value.shape[-axes] != last[0] or not fits:
+        raise MnemoscopeError(
+            f"the value of a {edit.op!r} edit has shape {tuple(edit.value.shape)}, but its last "
+            f"axes must be {last} for {len(edit.units)} units, after [batch, pos] or [batch] or "
+            "neither."
+        )
+
+
+def _check_positions(edit: Edit) -> None:
+    offsets = edit.positions if isinstance(edit.positions, tuple) else ()
+    named = edit.positions in ("all", "end")
+    if not named and not (offsets and all(isinstance(offset, int) for offset in offsets)):
+        raise MnemoscopeError(
+            f"positions {edit.positions!r} are unknown: use 'all', 'end' or a tuple of offsets."
         )
     if edit.positions != "all" and edit.phase == "decode":
         raise MnemoscopeError(

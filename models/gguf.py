@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def _convert(gguf: Path, digest: str, target: Path) -> None:
     try:
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **place)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+    except (ValueError, LookupError, RuntimeError, OSError, struct.error) as error:
         raise DamagedCheckpointError(f"{gguf} could not be read as a model: {error}") from error
     del loaded.config.quantization_config  # the weights are dequantised already
     plain = AutoModelForCausalLM.from_config(loaded.config)

@@ -13,17 +13,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import RLock
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .anatomy import Anatomy, resolve_anatomy
-from .attention import attention_rows
+from .attention import ATTENTION_SITES, attention_rows, keep_inputs, seeing_attention
 from .edits import Edit, check_edit
 from .errors import MnemoscopeError, PromptError
+from .greedy import greedy_ids
 from .hooks import InstalledEdit, edit_hooks, in_batch_shape, site_hook, watch_batch
 from .self_test import run_self_test
 from .tokens import TokenBatch, answer_ids, bos_rule, encode, pad, text_pieces
@@ -168,6 +169,10 @@ class HookedModel:
         layers = range(self.anatomy.n_layers) if layers is None else layers
         for layer in layers:
             self.anatomy.check_layer(layer)
+        if reduce is not None and reduce not in get_args(Reduce):
+            raise MnemoscopeError(
+                f"reduce={reduce!r} is unknown: use {', '.join(get_args(Reduce))}."
+            )
         columns = _columns(batch, at)
         kept: dict[tuple[Site, int], Tensor] = {}
         with self.lock, ExitStack() as stack:
@@ -180,6 +185,11 @@ class HookedModel:
 
                 return store
 
+            inside = [site for site in sites if site in ATTENTION_SITES]
+            if inside and self.anatomy.spec.interface:
+                see = keep_inputs(inside, layers, keep)
+                stack.enter_context(seeing_attention(self.module, see))
+                sites = [site for site in sites if site not in ATTENTION_SITES]
             for site in sites:
                 for layer in layers:
                     hook = site_hook(self.module, self.anatomy, site, layer, keep(site, layer))
@@ -216,11 +226,11 @@ class HookedModel:
         with self.lock, edit_hooks(self.module, self.anatomy, tuple(edits)) as installed:
             yield installed
 
-    @torch.no_grad()
     def generate(self, batch: TokenBatch, max_new_tokens: int = 8) -> list[list[int]]:
         """Greedy continuation of each row, new ids only, cut before the first EOS.
 
-        Rows must be padded on the left. Prompt plus new tokens have to fit the context.
+        Rows must be padded on the left. Prompt plus new tokens have to fit the context; otherwise
+        raises `PromptError`.
         """
         if not bool(batch.mask[:, -1].all()):
             raise PromptError("generation needs prompts padded on the left: tokens(side='left').")
@@ -230,18 +240,9 @@ class HookedModel:
                 f"{batch.ids.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the "
                 f"context of {limit}: shorten the prompt."
             )
-        stops = self.stop_ids
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(stops) or None,
-            pad_token_id=min(stops, default=0),
-        )
         with self.lock:
-            out = self.module.generate(
-                input_ids=batch.ids, attention_mask=batch.mask.long(), generation_config=config
-            )
-        return [_until(row, stops) for row in out[:, batch.ids.shape[1] :].tolist()]
+            new = greedy_ids(self.module, batch.to(self.device), max_new_tokens, self.stop_ids)
+        return [_until(row, self.stop_ids) for row in new.tolist()]
 
     def continuations(self, texts: Sequence[str], max_new_tokens: int = 8) -> list[str]:
         """Greedy continuation of each text, as text."""
@@ -277,8 +278,10 @@ class HookedModel:
             for head in heads:
                 self.anatomy.check_head(head)
             layers = sorted({head.layer for head in heads})
-            if len(layers) != 1:
+            if len(layers) > 1:
                 raise MnemoscopeError("rows of chosen heads are read one layer at a time.")
+        if not layers:
+            raise MnemoscopeError("no rows to read: name at least one layer or head.")
         for layer in layers:
             self.anatomy.check_layer(layer)
         columns = _columns(batch, queries)
@@ -313,6 +316,8 @@ def _columns(batch: TokenBatch, at: At) -> Int[Tensor, "batch k"] | None:
         if int(at.min()) < 0 or int(at.max()) >= batch.ids.shape[1]:
             raise MnemoscopeError(f"positions must lie in 0..{batch.ids.shape[1] - 1}.")
         return at
+    if at not in ("all", "end"):
+        raise MnemoscopeError(f"positions {at!r} are unknown: use 'all', 'end' or columns.")
     return batch.ends[:, None] if at == "end" else None
 
 

@@ -94,17 +94,20 @@ def install(
         return _on_output(part(block, spec.mlp_out), change)
     if site is Site.NEURON and spec.down is not None:
         return _on_input(part(block, spec.down), change)
-    if site is Site.RESID_MID and spec.resid_mid is not None and not anatomy.parallel:
-        return _on_input(part(block, spec.resid_mid), change)
+    has_middle = spec.resid_mid is not None and not (anatomy.parallel or anatomy.post_ln)
+    if site is Site.RESID_MID and has_middle:
+        return _on_input(part(block, str(spec.resid_mid)), change)
     raise UnsupportedSiteError(_why_not(site, anatomy))
 
 
 def _why_not(site: Site, anatomy: Anatomy) -> str:
     if site is Site.NEURON:
         return f"{anatomy.model_type} keeps its experts fused: it has no single-neuron site."
+    if site is Site.RESID_MID and anatomy.post_ln:
+        return f"{anatomy.model_type} normalises each sum here: there is no {site}; use resid_post."
     if site is Site.RESID_MID:
         return f"{anatomy.model_type} blocks are parallel here: there is no {site}; use resid_post."
-    return f"{site} is inside attention: read it with HookedModel.rows or attention_inputs."
+    return f"{anatomy.model_type} does not show {site}: it is hidden inside attention."
 
 
 def _on_input(target: nn.Module, change: Change) -> torch.utils.hooks.RemovableHandle:
@@ -194,7 +197,7 @@ def _apply_in_layer(one: InstalledEdit, layer: int, running: RunningBatch) -> Ch
 
 
 def _edit_cells(edit: Edit, chosen: list[int], old: Tensor, cells: Tensor) -> Tensor:
-    new = edited(old, edit.op, _value_for(edit, chosen, old.ndim))
+    new = edited(old, edit.op, _value_for(edit, chosen, old))
     if bool(cells.all()):
         return new
     return torch.where(cells.reshape(*cells.shape, *[1] * (old.ndim - 2)), new, old)
@@ -206,21 +209,21 @@ def _column(unit: Any) -> int | None:
     return unit.index if isinstance(unit, NeuronId) else None
 
 
-def _value_for(edit: Edit, chosen: list[int], ndim: int) -> Tensor | float | None:
+def _value_for(edit: Edit, chosen: list[int], old: Tensor) -> Tensor | float | None:
     """The value's slice for one layer's units, with batch and pos axes put in where left out."""
     value = edit.value
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
-    unit_axes = ndim - 2  # axes from the unit axis on
-    missing = ndim - value.ndim
-    if value.ndim < unit_axes or missing > 2 or value.shape[-unit_axes] != len(edit.units):
-        raise MnemoscopeError(
-            f"the value of a {edit.op!r} edit on {len(edit.units)} units has shape "
-            f"{tuple(value.shape)}; expected [batch, pos, unit, ...] with leading axes left out."
-        )
+    unit_axes = old.ndim - 2  # axes from the unit axis on; `check_edit` has seen that they fit
     value = value.index_select(value.ndim - unit_axes, torch.tensor(chosen, device=value.device))
-    if missing == 1:  # [batch, unit, ...]: one value for all positions of a row
-        return value.unsqueeze(1)
+    if value.ndim == old.ndim - 1:  # [batch, unit, ...]: one value for all positions of a row
+        value = value.unsqueeze(1)
+    leading = value.shape[:-unit_axes]
+    if any(size not in (1, have) for size, have in zip(leading, old.shape, strict=False)):
+        raise MnemoscopeError(
+            f"the value of a {edit.op!r} edit is for [batch, pos] = {list(leading)} but the model "
+            f"runs {list(old.shape[:2])}: give values for the batch that runs, or leave axes out."
+        )
     return value
 
 

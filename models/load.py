@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from .anatomy import known_architecture
 from .checkpoint_files import check_folder
-from .errors import DamagedCheckpointError, MnemoscopeError, ModelNotFoundError
+from .errors import (
+    DamagedCheckpointError,
+    MnemoscopeError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from .gguf import converted
 from .hooked import HookedModel, wrap
 from .packaged import smollm2_gguf
@@ -60,6 +67,25 @@ def load_model(
     return _from_hub(name, where, dtype)
 
 
+def checkpoint_folder(name_or_path: str | Path) -> Path:
+    """The local safetensors folder behind a packaged name, a folder or a GGUF file, checked whole.
+
+    Raises `ModelNotFoundError` for anything else; a hub model has to be downloaded first.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name in PACKAGED:
+        path = converted(smollm2_gguf())
+    elif path.is_file() and path.suffix == ".gguf":
+        path = converted(path)
+    if not path.is_dir():
+        raise ModelNotFoundError(
+            f"{name!r} is no local checkpoint. Download a hub model into a folder first "
+            "(`hf download OWNER/NAME --local-dir FOLDER`) and give that folder."
+        )
+    check_folder(path)
+    return path
+
+
 def _from_folder(folder: Path, name: str, device: str, dtype: str) -> HookedModel:
     check_folder(folder)
     note = folder / "source.json"
@@ -79,9 +105,11 @@ def _from_hub(name: str, device: str, dtype: str) -> HookedModel:
 def _wrapped(
     place: Path | str, name: str, source: str, device: str, dtype: str, *, local: bool
 ) -> HookedModel:
+    config = _config(place, name, local)
     try:
         module, info = AutoModelForCausalLM.from_pretrained(
             place,
+            config=config,
             dtype=_dtype(dtype, device),
             local_files_only=local,
             use_safetensors=True,
@@ -90,15 +118,48 @@ def _wrapped(
         )
     except OSError as error:
         raise ModelNotFoundError(_unreachable(name, local, error)) from error
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise DamagedCheckpointError(f"{name} could not be loaded: {_first_line(error)}") from error
-    if info["missing_keys"]:  # transformers would only warn, and run on random weights
+    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise DamagedCheckpointError(
-            f"{name} lacks {len(info['missing_keys'])} weights its configuration calls for (first: "
-            f"{min(info['missing_keys'])}): fetch the checkpoint again."
-        )
+            f"{name} could not be loaded, its weights are damaged or do not fit its config.json: "
+            f"{_first_line(error)}"
+        ) from error
+    _check_fit(name, info, config.get_text_config())
     tokenizer = _tokenizer(place, name, local)
     return wrap(module.to(device), tokenizer, name=name, source=source)
+
+
+def _config(place: Path | str, name: str, local: bool) -> Any:
+    """The configuration; an architecture that cannot be wrapped is refused before its weights."""
+    try:
+        config = AutoConfig.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+    except OSError as error:
+        if not local:
+            raise ModelNotFoundError(_unreachable(name, local, error)) from error
+        raise DamagedCheckpointError(_unreachable(name, local, error)) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"the config.json of {name} names no known model: {_first_line(error)}"
+        ) from error
+    known_architecture(config.get_text_config().model_type)
+    return config
+
+
+def _check_fit(name: str, info: dict[str, Any], config: Any) -> None:
+    """Refuse what transformers only warns of: random weights, and layers left out."""
+    missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    if missing:
+        raise DamagedCheckpointError(
+            f"{name} lacks {len(missing)} weights its configuration calls for (first: "
+            f"{min(missing)}): fetch the checkpoint again."
+        )
+    blocks = known_architecture(config.model_type).blocks.rpartition(".")[2]
+    layer_of = re.compile(rf"(?:^|\.){blocks}\.(\d+)\.")
+    layers = [int(match[1]) for key in unexpected if (match := layer_of.search(key))]
+    if max(layers, default=-1) >= config.num_hidden_layers:
+        raise DamagedCheckpointError(
+            f"{name} holds weights of layer {max(layers)}, but its config.json promises "
+            f"{config.num_hidden_layers} layers: the two do not belong together."
+        )
 
 
 def _tokenizer(place: Path | str, name: str, local: bool) -> Any:

@@ -19,8 +19,8 @@ from .types import Site
 def run_self_test(module: Any, anatomy: Anatomy) -> None:
     """Check, on every layer, what the probes rely on.
 
-    1. `attn_out = sum_h z[h] W_O[h] + bias`; 2. attention and MLP outputs feed the residual (both
-    sites fire); 3. block outputs are the next block's inputs; 4. keys have `n_kv_heads` heads.
+    1. `attn_out = sum_h z[h] W_O[h] + bias`; 2. attention and MLP run once each (both sites fire);
+    3. block outputs are the next block's inputs; 4. values have `n_kv_heads` heads of width `d_v`.
     Skipped for weights that are offloaded to disk. Raises `UnsupportedModelError`.
     """
     if is_on_meta(module):
@@ -45,9 +45,14 @@ def run_self_test(module: Any, anatomy: Anatomy) -> None:
         raise _refuse(anatomy, f"{missing[0]} never ran")
     for layer in range(anatomy.n_layers):
         _check_layer(module, anatomy, layer, seen)
-    keys = cache.layers[0].keys
-    if keys.shape[1] != anatomy.n_kv_heads:
-        raise _refuse(anatomy, f"keys have {keys.shape[1]} heads, not {anatomy.n_kv_heads}")
+        _, heads, _, width = cache.layers[layer].values.shape
+        if (heads, width) != (anatomy.n_kv_heads, anatomy.d_v):
+            raise _refuse(
+                anatomy,
+                f"values of layer {layer} have {heads} heads of width {width}, where "
+                f"{anatomy.n_heads} heads in the configuration make it {anatomy.n_kv_heads} of "
+                f"width {anatomy.d_v}",
+            )
 
 
 def _store(seen: dict[tuple[Site, int], Tensor], site: Site, layer: int) -> Any:

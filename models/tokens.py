@@ -39,7 +39,7 @@ class TokenBatch:
     @property
     def position_ids(self) -> Int[Tensor, "batch pos"]:
         """Positions counted from each row's first real token; 0 on padding."""
-        return (self.mask.long().cumsum(1) - 1).clamp(min=0)
+        return (self.mask.long().cumsum(1) - 1) * self.mask
 
     def __len__(self) -> int:
         return self.ids.shape[0]

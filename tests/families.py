@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ FAMILIES: dict[str, hf.PretrainedConfig] = {
 def tiny(family: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
     """A random module of the family, weights large enough that heads matter; norms not trivial."""
     torch.manual_seed(seed)
-    config = FAMILIES[family]
+    config = deepcopy(FAMILIES[family])  # a module may change its own configuration
     module = hf.AutoModelForCausalLM.from_config(config, attn_implementation=_kernel(family))
     with torch.no_grad():
         for parameter in module.parameters():

@@ -1,0 +1,48 @@
+"""`mnemoscope demo`: the whole journey on one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..output import print_json, progress, say, show_table
+from .heads import Force
+from .models import Json
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="A model that needs no network by default.")] = (
+        "smollm2"
+    ),
+    relation: Annotated[str, typer.Option(help="The relation to ask about.")] = "capital",
+    out: Annotated[Path, typer.Option(help="Folder for the run, the checkpoint and the page.")] = (
+        Path("demo_out")
+    ),
+    subjects: Annotated[int, typer.Option(min=4, help="Facts to find heads with.")] = 40,
+    top: Annotated[int, typer.Option(min=1, help="Context heads to prune.")] = 5,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Score heads, prune the strongest context heads, reload, compare with random heads.
+
+    Example: mnemoscope demo --out demo_out
+    """
+    from ..journey import JourneyConfig, journey
+
+    config = JourneyConfig(model, relation, subjects, top)
+    with progress("demo") as tell:
+        result = journey(config, out, force=force, say=say, tell=tell)
+    if json:
+        print_json("demo", result.document())
+        return
+    show_table(
+        f"Answers to conflicting prompts, {len(result.heads)} context heads pruned",
+        ("model", "condition", "memory (RM)", "context (RC)", "other (RO)", "items"),
+        result.rate_rows(),
+    )
+    for line in result.verdict:
+        say(line)
+    say(f"pruned   {result.checkpoint}")
+    say(f"figure   {result.figure}")

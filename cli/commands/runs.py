@@ -1,0 +1,120 @@
+"""`mnemoscope runs`: what was measured, and going on with what was interrupted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..output import print_json, progress, say, show_table
+from .heads import Runs
+from .models import Json
+
+app = typer.Typer(help="List, show, resume and cancel runs.", no_args_is_help=True)
+
+RunId = Annotated[str, typer.Argument(help="The run's id, as `runs ls` shows it.")]
+
+
+@app.callback()
+def callback() -> None:
+    """List, show, resume and cancel runs."""
+
+
+@app.command()
+def ls(runs: Runs = Path("runs"), json: Json = False) -> None:
+    """List all runs, the latest first.
+
+    Example: mnemoscope runs ls --runs runs
+    """
+    from ...results.run_reading import list_runs
+    from ...results.run_state import mark_interrupted_if_dead
+
+    for info in list_runs(runs):
+        if info.status == "running":
+            mark_interrupted_if_dead(info.folder)
+    infos = list_runs(runs)
+    if json:
+        fields = ("id", "kind", "status", "done", "total", "updated", "model_id", "message")
+        print_json("runs", {"runs": [{f: getattr(i, f) for f in fields} for i in infos]})
+        return
+    if not infos:
+        say(f"no runs in {runs}. Next: mnemoscope heads score smollm2")
+        return
+    rows = [
+        (i.id, i.model_id, i.status, f"{i.done}/{i.total or '?'}", i.updated, i.message)
+        for i in infos
+    ]
+    show_table(f"Runs in {runs}", ("id", "model", "status", "done", "updated (UTC)", ""), rows)
+
+
+@app.command()
+def show(run_id: RunId, runs: Runs = Path("runs"), json: Json = False) -> None:
+    """Show a finished run: its configuration, where it came from and its table.
+
+    Example: mnemoscope runs show head-scores-1a2b3c4d5e
+    """
+    from ...results.run_reading import load_run, verify_run
+
+    folder = _folder(runs, run_id)
+    verify_run(folder)
+    run = load_run(folder)
+    if json:
+        record = {"config": dict(run.config), "provenance": asdict(run.provenance)}
+        print_json("run", {"id": run.id, **record})
+        return
+    show_table(run.id, ("configuration", "value"), list(run.config.items()))
+    origin = run.provenance
+    say(f"{origin.estimand}; {origin.model_id} {str(origin.weights_sha256)[:12]}; {origin.created}")
+    table = run.table.head(20)
+    show_table("First rows", tuple(table.columns), [tuple(row) for row in table.iter_rows()])
+    for page in sorted([*(folder / "figures").iterdir(), *folder.glob("*.html")]):
+        say(f"{page}")
+
+
+@app.command()
+def resume(run_id: RunId, runs: Runs = Path("runs")) -> None:
+    """Go on with an interrupted run; the result is that of an uninterrupted one.
+
+    Example: mnemoscope runs resume head-scores-1a2b3c4d5e
+    """
+    import json
+
+    from ...results.errors import RunFolderError
+    from ..scoring import KIND, ScoreConfig, score_heads
+
+    folder = _folder(runs, run_id)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not run_id.startswith(f"{KIND}-"):
+        raise RunFolderError(f"{run_id} cannot be resumed by id: run its own command again.")
+    given = {name: config[name] for name in ScoreConfig.__dataclass_fields__}
+    given["templates"] = tuple(given["templates"])
+    with progress("heads") as tell:
+        result = score_heads(ScoreConfig(**given), runs, force=False, say=say, tell=tell)
+    if result.folder.name != run_id:
+        say(f"the model or the data has changed since: this is a new run, {result.folder.name}.")
+    say(f"finished: {result.folder}")
+
+
+@app.command()
+def cancel(run_id: RunId, runs: Runs = Path("runs")) -> None:
+    """Ask a running run to stop after its present unit; finished units are kept.
+
+    Example: mnemoscope runs cancel head-scores-1a2b3c4d5e
+    """
+    from ...results.run_state import request_cancel
+
+    request_cancel(_folder(runs, run_id))
+    say(f"{run_id} will stop soon. Next: mnemoscope runs resume {run_id}")
+
+
+def _folder(runs: Path, run_id: str) -> Path:
+    """The run's folder, finished or not."""
+    from ...results.errors import RunFolderError
+    from ...results.run import RunFolder
+
+    folder = RunFolder(runs, run_id).path
+    if not folder.is_dir():
+        raise RunFolderError(f"there is no run {run_id!r} in {runs}: see mnemoscope runs ls.")
+    return folder

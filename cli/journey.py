@@ -1,0 +1,229 @@
+"""The first journey: which heads read the context, and what does the model say without them?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars
+import torch
+
+from ..data.facts.conflicts import Condition, ConflictItem
+from ..data.facts.items import split_subjects
+from ..interventions.checkpoint_surgery import prune_checkpoint, verify_pruned
+from ..interventions.pruning_plan import plan_pruning
+from ..models.edits import Edit, zero
+from ..models.errors import MnemoscopeError
+from ..models.hooked import HookedModel
+from ..models.load import checkpoint_folder, load_model
+from ..models.types import HeadId
+from ..probes.elicitation import conflict_items
+from ..probes.knowledge_conflict import Answer, answer_items, compare, rates_table
+from ..results.controls import matched_random_heads
+from ..results.figures import rates_figure
+from ..results.head_set import load_head_set
+from ..results.report import figure_html
+from ..results.run import Run
+from ..results.run_folder import open_run
+from ..results.run_reading import load_run
+from .scoring import ScoreConfig, relation_named, run_provenance, score_heads
+
+CONDITIONS: tuple[Condition, ...] = ("closed", "agree", "substitution")
+CONFLICT: Condition = "substitution"
+RANDOM_DRAWS = 5
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class JourneyConfig:
+    """What decides the numbers of the demo."""
+
+    model: str
+    relation: str
+    subjects: int
+    top: int
+
+
+@dataclass(frozen=True)
+class Journey:
+    """A finished demo: rates before and after, the checkpoint, the figure."""
+
+    heads: tuple[str, ...]
+    table: polars.DataFrame
+    verdict: tuple[str, ...]
+    checkpoint: Path
+    figure: Path
+
+    def rate_rows(self) -> list[tuple[object, ...]]:
+        """One row a model and condition: RM, RC, RO and the number of items."""
+        rows = []
+        for (label, condition), part in self.table.group_by(
+            "label", "condition", maintain_order=True
+        ):
+            rate = dict(zip(part["answer"], part["rate"], strict=True))
+            rows.append((label, condition, *(rate[k] for k in rate), part["n"][0]))
+        return rows
+
+    def document(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "heads": list(self.heads),
+            "rates": self.table.to_dicts(),
+            "verdict": list(self.verdict),
+            "checkpoint": str(self.checkpoint),
+            "figure": str(self.figure),
+        }
+
+
+def journey(
+    config: JourneyConfig,
+    out: Path,
+    *,
+    force: bool,
+    say: Callable[[str], None],
+    tell: Callable[[int, int], None],
+) -> Journey:
+    """Score, prune, reload, ask again. Every finished step is kept and found again."""
+    scored = score_heads(
+        ScoreConfig(config.model, config.relation, config.subjects, templates=(0,), top=config.top),
+        out / "runs",
+        force=force,
+        say=say,
+        tell=tell,
+    )
+    heads = load_head_set(scored.folder / "headset-context.json").ids
+    checkpoint = _pruned(config, heads, out / "pruned", scored.folder.name, force, say)
+    key = {**asdict(config), "scores": scored.folder.name}
+    with open_run(out / "runs", "demo", key, force=force) as run:
+        if not run.finished:
+            _ask(config, heads, checkpoint, run, tell)
+        folder = run.folder
+    loaded = load_run(folder)
+    return Journey(
+        tuple(map(str, heads)),
+        loaded.table,
+        tuple(loaded.rows["verdict"]["lines"]),
+        checkpoint,
+        folder / "figures" / "rates.html",
+    )
+
+
+def _pruned(
+    config: JourneyConfig,
+    heads: Sequence[HeadId],
+    out: Path,
+    run_id: str,
+    force: bool,
+    say: Callable[[str], None],
+) -> Path:
+    plan = plan_pruning(checkpoint_folder(config.model), heads)
+    folder = out / run_id
+    if folder.exists() and not force:
+        verify_pruned(folder)
+        return folder
+    say(plan.describe())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return prune_checkpoint(plan, folder, force=force, manifest_extra={"run_id": run_id})
+
+
+def _ask(
+    config: JourneyConfig,
+    heads: Sequence[HeadId],
+    checkpoint: Path,
+    run: Run,
+    tell: Callable[[int, int], None],
+) -> None:
+    model = load_model(config.model)
+    relation = relation_named(config.relation)
+    facts = split_subjects(relation, 0)["tune"]
+    items = conflict_items(model, relation, facts).items
+    pruned = load_model(checkpoint)
+    _check_equal(model, pruned, heads, items[0].prompt(CONFLICT))
+    anatomy = model.anatomy
+    draws = matched_random_heads(
+        heads, anatomy.n_layers, anatomy.n_heads, draws=RANDOM_DRAWS, seed=0
+    ).draws
+    plans: list[tuple[str, HookedModel, tuple[Edit, ...]]] = [
+        ("before", model, ()),
+        ("pruned", pruned, ()),
+        *((f"random {i + 1}", model, (zero(draw),)) for i, draw in enumerate(draws)),
+    ]
+    answers: dict[str, tuple[Answer, ...]] = {}
+    for done, (label, asked, edits) in enumerate(plans):
+        answers[label] = _answers(run, label, asked, items, edits)
+        tell(done + 1, len(plans))
+    _finish(config, model, relation, run, answers)
+
+
+def _answers(
+    run: Run,
+    label: str,
+    model: HookedModel,
+    items: Sequence[ConflictItem],
+    edits: tuple[Edit, ...],
+) -> tuple[Answer, ...]:
+    if label in run.done:
+        return tuple(Answer.from_row(row) for row in run.done[label]["answers"])
+    given = answer_items(model, items, CONDITIONS, edits)
+    run.append(label, {"answers": [answer.row() for answer in given]})
+    return given
+
+
+def _finish(
+    config: JourneyConfig,
+    model: HookedModel,
+    relation: Any,
+    run: Run,
+    answers: dict[str, tuple[Answer, ...]],
+) -> None:
+    table = rates_table(answers)
+    run.append("verdict", {"lines": _verdict(answers)})
+    shown = table.filter(
+        (polars.col("condition") == CONFLICT) & polars.col("label").is_in(["before", "pruned"])
+    ).with_columns(polars.col("label").alias("condition"))
+    figure = rates_figure(shown, title=f"{model.name}: answers under conflict")
+    score = ScoreConfig(config.model, config.relation, config.subjects, templates=(0,))
+    run.finish(
+        table,
+        {"rate": table["rate"].to_numpy()},
+        run_provenance(score, model, relation, "rates of greedy answers"),
+        {"rates.html": figure_html(figure, title="answers under conflict")},
+    )
+
+
+def _verdict(answers: dict[str, tuple[Answer, ...]]) -> list[str]:
+    """The change of RM in words, beside what random heads of the same layers do."""
+    change = compare(answers["before"], answers["pruned"], CONFLICT, "memory")
+    random = [
+        compare(answers["before"], given, CONFLICT, "memory").change.value
+        for label, given in answers.items()
+        if label.startswith("random")
+    ]
+    closed = compare(answers["before"], answers["pruned"], "closed", "memory").change.value
+    low, high = float(np.min(random)), float(np.max(random))
+    inside = low <= change.change.value <= high
+    return [
+        f"RM under conflict changes by {change.change.value:+.3f} "
+        f"(95 % interval {change.change.low:+.3f} to {change.change.high:+.3f}; "
+        f"McNemar p = {change.mcnemar_p:.3g}).",
+        f"{RANDOM_DRAWS} draws of random heads from the same layers: {low:+.3f} to {high:+.3f}"
+        + (": NOT better than random." if inside else "."),
+        f"Side effect: closed-book accuracy changes by {closed:+.3f}.",
+    ]
+
+
+def _check_equal(
+    model: HookedModel, pruned: HookedModel, heads: Sequence[HeadId], prompt: str
+) -> None:
+    """The reloaded checkpoint must say what the hooked model says."""
+    batch = model.tokens(prompt)
+    with model.intervene([zero(heads)]):
+        hooked = model.logits(batch, at="end")
+    gap = float((pruned.logits(batch, at="end") - hooked).abs().max())
+    if not gap <= _TOLERANCE * max(1.0, float(torch.abs(hooked).max())):
+        raise MnemoscopeError(
+            f"the pruned checkpoint differs from the hooked model by {gap:.3g} logits."
+        )

@@ -1,0 +1,61 @@
+"""`mnemoscope`: nouns, then verbs. torch is imported inside commands only.
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 unsupported model, 4 a check or gate did not hold,
+130 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..models.errors import (
+    MnemoscopeError,
+    UnitOutOfRangeError,
+    UnsupportedModelError,
+    UnsupportedSiteError,
+)
+from ..results.errors import RunCancelled
+from .commands import app_command, demo_command, heads, models, prune, runs, study
+from .output import say
+
+app = typer.Typer(
+    name="mnemoscope",
+    help="Where did the model's answer come from? Memory in language models, measured.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(models.app, name="models")
+app.add_typer(heads.app, name="heads")
+app.add_typer(prune.app, name="prune")
+app.add_typer(runs.app, name="runs")
+app.add_typer(study.app, name="study")
+app.command("app")(app_command.app)
+app.command("demo")(demo_command.demo)
+
+
+def main() -> None:
+    """Run the command line and turn errors into one sentence and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except RunCancelled as stop:
+        say(str(stop))
+        sys.exit(130)
+    except KeyboardInterrupt:
+        say("interrupted: run the same command again to go on where it stopped.")
+        sys.exit(130)
+    except (UnsupportedModelError, UnsupportedSiteError) as error:
+        say(f"error: {error}")
+        sys.exit(3)
+    except UnitOutOfRangeError as error:
+        say(f"error: {error}")
+        sys.exit(2)
+    except MnemoscopeError as error:
+        say(f"error: {error}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

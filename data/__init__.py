@@ -1,0 +1,1 @@
+"""What is asked about: facts, conflicts and training corpora. Knows no model."""
