@@ -16,7 +16,6 @@ from ..models.errors import (
     UnsupportedModelError,
     UnsupportedSiteError,
 )
-from ..results.errors import RunCancelled
 from .commands import app_command, demo_command, heads, models, prune, runs, study
 from .output import say
 
@@ -36,16 +35,16 @@ app.command("app")(app_command.app)
 app.command("demo")(demo_command.demo)
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line and turn errors into one sentence and an exit code."""
     try:
-        app(standalone_mode=True)
-    except RunCancelled as stop:
-        say(str(stop))
-        sys.exit(130)
-    except KeyboardInterrupt:
-        say("interrupted: run the same command again to go on where it stopped.")
-        sys.exit(130)
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns every kind of interruption into this code
+            say("interrupted: run the same command again to go on; what is finished is kept.")
+        sys.exit(code)
     except (UnsupportedModelError, UnsupportedSiteError) as error:
         say(f"error: {error}")
         sys.exit(3)
@@ -55,6 +54,9 @@ def main() -> None:
     except MnemoscopeError as error:
         say(f"error: {error}")
         sys.exit(1)
+    except typer.TyperException as error:
+        error.show()
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

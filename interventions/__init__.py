@@ -1,1 +1,1 @@
-""""""
+"""Change a computation (path patching, edits) or a checkpoint (pruning)."""

@@ -288,7 +288,10 @@ def _tail(chain: EndChain, x: Tensor, ids: Tensor, log_probs: bool) -> Float[Ten
             head = model.module.get_output_embeddings()
             stack.enter_context(replaced_forward(head, _unembed_ids(head, ids)))
         dummy = torch.zeros((len(x), 1), dtype=torch.long, device=model.device)
-        logits = model.module(input_ids=dummy, use_cache=False).logits[:, 0]
+        output = model.module(
+            input_ids=dummy, attention_mask=torch.ones_like(dummy), use_cache=False
+        )
+    logits = output.logits[:, 0]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not log_probs:
         return logits
@@ -385,7 +388,7 @@ def _one_token_run(model: HookedModel) -> tuple[tuple[Any, ...], tuple[Any, ...]
                 stack.callback(handle.remove)
         with torch.no_grad():
             ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-            model.module(input_ids=ids, use_cache=False)
+            model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return tuple(calls), tuple(attn_tails), tuple(block_tails)
 
 

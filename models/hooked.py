@@ -234,6 +234,8 @@ class HookedModel:
         """
         if not bool(batch.mask[:, -1].all()):
             raise PromptError("generation needs prompts padded on the left: tokens(side='left').")
+        if max_new_tokens < 1:
+            raise MnemoscopeError("generation needs max_new_tokens of at least 1.")
         limit = self.anatomy.max_context
         if limit is not None and batch.ids.shape[1] + max_new_tokens > limit:
             raise PromptError(

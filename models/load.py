@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from .anatomy import known_architecture
 from .checkpoint_files import check_folder
@@ -49,6 +51,8 @@ def load_model(
     """
     if backend != "local":
         raise MnemoscopeError(f"back end {backend!r} is not available; use backend='local'.")
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # a log file full of carriage returns helps nobody
     name = str(name_or_path)
     where = "cuda" if device == "auto" and torch.cuda.is_available() else device
     where = "cpu" if where == "auto" else where

@@ -34,7 +34,9 @@ def run_self_test(module: Any, anatomy: Anatomy) -> None:
             for layer in range(anatomy.n_layers):
                 store = _store(seen, site, layer)
                 stack.enter_context(site_hook(module, anatomy, site, layer, store))
-        cache = module(input_ids=ids, use_cache=True).past_key_values
+        cache = module(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True
+        ).past_key_values
     missing = [
         f"{site} of layer {i}"
         for site in sites

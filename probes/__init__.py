@@ -1,1 +1,1 @@
-""""""
+"""Measure: which heads, neurons and documents an answer came from."""

@@ -1,1 +1,1 @@
-""""""
+"""Run folders, result records, head and neuron sets, statistics, figures."""

@@ -153,7 +153,7 @@ def save_head_set(path: Path | str, head_set: HeadSet, *, force: bool = False) -
         {
             "layer": int(scored.head.layer),
             "head": int(scored.head.head),
-            "kv_head": head_set.kv_head(scored.head),
+            "kv_head": int(head_set.kv_head(scored.head)),
             "score": scored.score,
             "role": scored.role,
             "p": scored.p,

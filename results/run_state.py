@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -108,7 +109,8 @@ def mark_interrupted_if_dead(folder: Path) -> RunState:
                 message=f"process {state.pid} ended without a word",
                 updated=utc_now(),
             )
-            write_state(folder, state)
+            with suppress(RunFolderError):  # on a full disk the answer is true all the same
+                write_state(folder, state)
     except Timeout:
         pass
     return state

@@ -64,7 +64,7 @@ def split_half_reliability(
     first = (order < len(sums) // 2).astype(np.float64)
     r = np.array([_correlation(*_half_means(half, sums, rows)) for half in first])
     mean = float(r.mean())
-    return SplitHalf(2 * mean / (1 + mean) if mean > -1 else -np.inf, r)
+    return SplitHalf(-np.inf if mean == -1 else 2 * mean / (1 + mean), r)
 
 
 def rank_stability(vectors: Sequence[Shaped[np.ndarray, " cells"]]) -> RankStability:
@@ -106,7 +106,8 @@ def _half_means(half: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> tuple[n
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    # Summing the same numbers in another order differs in the last digits: that is no spread.
+    if any(np.ptp(vector) <= 1e-12 * np.abs(vector).max() for vector in (a, b)):
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
 

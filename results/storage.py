@@ -84,7 +84,7 @@ def storage_errors(path: Path, kept: int | None = None) -> Iterator[None]:
     except OSError as error:
         again = "run the same command again"
         if kept is not None:
-            again += f": {kept} finished unit{'' if kept == 1 else 's'} are kept"
+            again += f": {kept} finished unit{' is' if kept == 1 else 's are'} kept"
         if error.errno in _NO_SPACE:
             raise RunFolderError(
                 f"cannot write {path}: the disk is full; free space and {again}."
