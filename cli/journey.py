@@ -11,7 +11,7 @@ import numpy as np
 import polars
 import torch
 
-from ..data.facts.conflicts import Condition, ConflictItem
+from ..data.facts.conflicts import Condition
 from ..data.facts.items import split_subjects
 from ..interventions.checkpoint_surgery import prune_checkpoint, verify_pruned
 from ..interventions.pruning_plan import plan_pruning
@@ -21,7 +21,7 @@ from ..models.hooked import HookedModel
 from ..models.load import checkpoint_folder, load_model
 from ..models.types import HeadId
 from ..probes.elicitation import conflict_items
-from ..probes.knowledge_conflict import Answer, answer_items, compare, rates_table
+from ..probes.knowledge_conflict import Answer, compare, kept_answers, rates_table
 from ..results.controls import matched_random_heads
 from ..results.figures import rates_figure
 from ..results.head_set import load_head_set
@@ -95,11 +95,12 @@ def journey(
         tell=tell,
     )
     heads = load_head_set(scored.folder / "headset-context.json").ids
+    rivals = _other_heads(scored.folder)
     checkpoint = _pruned(config, heads, out / "pruned", scored.folder.name, force, say)
     key = {**asdict(config), "scores": scored.folder.name}
     with open_run(out / "runs", "demo", key, force=force) as run:
         if not run.finished:
-            _ask(config, heads, checkpoint, run, tell)
+            _ask(config, heads, rivals, checkpoint, run, tell)
         folder = run.folder
     loaded = load_run(folder)
     return Journey(
@@ -109,6 +110,12 @@ def journey(
         checkpoint,
         folder / "figures" / "rates.html",
     )
+
+
+def _other_heads(folder: Path) -> tuple[HeadId, ...]:
+    """The memory heads: a control that happened to prune those would be no control."""
+    path = folder / "headset-memory.json"
+    return load_head_set(path).ids if path.is_file() else ()
 
 
 def _pruned(
@@ -132,6 +139,7 @@ def _pruned(
 def _ask(
     config: JourneyConfig,
     heads: Sequence[HeadId],
+    rivals: Sequence[HeadId],
     checkpoint: Path,
     run: Run,
     tell: Callable[[int, int], None],
@@ -144,7 +152,12 @@ def _ask(
     _check_equal(model, pruned, heads, items[0].prompt(CONFLICT))
     anatomy = model.anatomy
     draws = matched_random_heads(
-        heads, anatomy.n_layers, anatomy.n_heads, draws=RANDOM_DRAWS, seed=0
+        heads,
+        anatomy.n_layers,
+        anatomy.n_heads,
+        draws=RANDOM_DRAWS,
+        seed=0,
+        exclude=rivals,
     ).draws
     plans: list[tuple[str, HookedModel, tuple[Edit, ...]]] = [
         ("before", model, ()),
@@ -153,23 +166,9 @@ def _ask(
     ]
     answers: dict[str, tuple[Answer, ...]] = {}
     for done, (label, asked, edits) in enumerate(plans):
-        answers[label] = _answers(run, label, asked, items, edits)
+        answers[label] = kept_answers(run, label, asked, items, CONDITIONS, edits)
         tell(done + 1, len(plans))
     _finish(config, model, relation, run, answers)
-
-
-def _answers(
-    run: Run,
-    label: str,
-    model: HookedModel,
-    items: Sequence[ConflictItem],
-    edits: tuple[Edit, ...],
-) -> tuple[Answer, ...]:
-    if label in run.done:
-        return tuple(Answer.from_row(row) for row in run.done[label]["answers"])
-    given = answer_items(model, items, CONDITIONS, edits)
-    run.append(label, {"answers": [answer.row() for answer in given]})
-    return given
 
 
 def _finish(
@@ -209,8 +208,8 @@ def _verdict(answers: dict[str, tuple[Answer, ...]]) -> list[str]:
         f"RM under conflict changes by {change.change.value:+.3f} "
         f"(95 % interval {change.change.low:+.3f} to {change.change.high:+.3f}; "
         f"McNemar p = {change.mcnemar_p:.3g}).",
-        f"{RANDOM_DRAWS} draws of random heads from the same layers: {low:+.3f} to {high:+.3f}"
-        + (": NOT better than random." if inside else "."),
+        f"{RANDOM_DRAWS} draws of random heads of the same or nearest layers: {low:+.3f} to "
+        f"{high:+.3f}{': NOT better than random.' if inside else '.'}",
         f"Side effect: closed-book accuracy changes by {closed:+.3f}.",
     ]
 

@@ -30,6 +30,7 @@ def run_study(study: Path, *, preset: str, html: Path) -> None:
         import jupytext
         from nbclient import NotebookClient
         from nbclient.exceptions import CellExecutionError
+        from nbconvert import HTMLExporter
     except ImportError as error:
         raise MnemoscopeError(
             f"studies need {error.name}: pip install 'mnemoscope[studies]'."
@@ -37,7 +38,7 @@ def run_study(study: Path, *, preset: str, html: Path) -> None:
     if not study.is_file():
         raise MnemoscopeError(f"there is no study {study}: give the path of a percent script.")
     notebook = jupytext.read(study, fmt="py:percent")
-    place = {"metadata": {"path": str(study.resolve().parent)}}
+    place = {"metadata": {"path": str(Path.cwd())}}
     client = NotebookClient(
         notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", resources=place
     )
@@ -47,17 +48,15 @@ def run_study(study: Path, *, preset: str, html: Path) -> None:
         client.execute()
     except CellExecutionError as error:
         failed = error
-    _write(notebook, html, study.stem)
+    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
+    _write(body, html, study.stem)
     if failed is not None:
         last = str(failed).strip().splitlines()[-1]
         raise MnemoscopeError(f"a cell of {study} failed ({last}): its error is in {html}.")
 
 
-def _write(notebook: object, html: Path, title: str) -> None:
-    """The bare template refers to no outside script or font."""
-    from nbconvert import HTMLExporter
-
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
+def _write(body: str, html: Path, title: str) -> None:
+    """The page around the cells: the bare template refers to no outside script or font."""
     temporary = html.with_name(f".{html.name}.tmp")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(_PAGE.format(title=title, body=body), encoding="utf-8")

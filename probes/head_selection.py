@@ -20,8 +20,9 @@ from ..models.edits import Edit, mean, scale, zero
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.types import HeadId, Site
+from ..results.run import Run
 from .elicitation import Progress, silent
-from .knowledge_conflict import Answer, answer_items, perplexity, usage
+from .knowledge_conflict import Answer, answer_items, kept_answers, perplexity, usage
 
 Mode = Literal["zero", "mean", "scale"]
 Wanted = Literal["memory", "context"]
@@ -93,6 +94,18 @@ def mean_outputs(
     return total / len(prompts)
 
 
+def head_norms(
+    model: HookedModel, prompts: Sequence[str], *, rows: int = 32
+) -> Float[np.ndarray, "layer head"]:
+    """Root mean square length of each head's `z` over the tokens, to match controls by."""
+    batches = [prompts[start : start + rows] for start in range(0, len(prompts), rows)]
+    squares = [
+        model.capture(model.tokens(batch), (Site.Z,), reduce="norm").stack(Site.Z).pow(2).sum(1)
+        for batch in batches
+    ]
+    return (torch.stack(squares).sum((0, -1)) / len(prompts)).sqrt().double().cpu().numpy()
+
+
 def size_grid(model: HookedModel, percents: Sequence[float] = (1, 3, 5, 7, 9, 15)) -> list[int]:
     """Head counts `round(percent / 100 * layers * heads)`, at least 1, without repeats."""
     n = model.anatomy.n_layers * model.anatomy.n_heads
@@ -111,11 +124,13 @@ def select_size(
     mode: Mode = "zero",
     factor: float = 0.5,
     limits: HarmLimits = HarmLimits(),
+    run: Run | None = None,
     progress: Progress = silent,
 ) -> Selection:
     """Try the top `k` of a ranking for each size and choose by target rate under the limits.
 
-    Ties go to the smaller set. `items` must not be the ones that made the ranking.
+    Ties go to the smaller set. `items` must not be the ones that made the ranking. With a `run`
+    the answers of each size are kept, so that an interrupted selection continues.
     """
     means = mean_outputs(model, [i.prompt(condition) for i in items]) if mode == "mean" else None
     effects: list[Effect] = []
@@ -123,7 +138,14 @@ def select_size(
     for number, k in enumerate(steps):
         edits = head_edits(ranking[:k], mode, factor=factor, means=means)
         base = effects[0] if effects else None
-        effects.append(_effect(model, items, passages, edits, k, wanted, condition, base, limits))
+        conditions: tuple[Condition, ...] = ("closed", "agree", condition)
+        if run is None:
+            answers = answer_items(model, items, conditions, edits)
+        else:
+            label = f"tune: raise {wanted}, {mode}, top {k}"
+            answers = kept_answers(run, label, model, items, conditions, edits)
+        ppl = perplexity(model, passages, edits)
+        effects.append(_effect(answers, ppl, k, wanted, condition, base, limits))
         progress(number + 1, len(steps))
     best = max(
         (e for e in effects if e.harmless and (e.k == 0 or e.target > effects[0].target)),
@@ -138,21 +160,16 @@ def accuracy(answers: Sequence[Answer], condition: Condition) -> float:
 
 
 def _effect(
-    model: HookedModel,
-    items: Sequence[ConflictItem],
-    passages: Sequence[str],
-    edits: tuple[Edit, ...],
+    answers: Sequence[Answer],
+    ppl: float,
     k: int,
     wanted: Wanted,
     condition: Condition,
     base: Effect | None,
     limits: HarmLimits,
 ) -> Effect:
-    conditions: tuple[Condition, ...] = ("closed", "agree", condition)
-    answers = answer_items(model, items, conditions, edits)
     used = usage(answers, condition)
     closed, agree = accuracy(answers, "closed"), accuracy(answers, "agree")
-    ppl = perplexity(model, passages, edits)
     harmless = base is None or (
         base.closed - closed <= limits.accuracy + 1e-9
         and base.agree - agree <= limits.accuracy + 1e-9

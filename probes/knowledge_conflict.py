@@ -21,6 +21,7 @@ from ..models.edits import Edit
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.tokens import encode
+from ..results.run import Run
 from ..results.statistics import bootstrap_mean, mcnemar, paired_difference
 from .elicitation import NEW_TOKENS, Progress, greedy_texts, silent
 
@@ -102,6 +103,23 @@ def answer_items(
         Answer(item.id, item.subject, condition, text, _outcome(item, text))
         for (item, condition), text in zip(asked, texts, strict=True)
     )
+
+
+def kept_answers(
+    run: Run,
+    label: str,
+    model: HookedModel,
+    items: Sequence[ConflictItem],
+    conditions: Sequence[Condition],
+    edits: Sequence[Edit] = (),
+) -> tuple[Answer, ...]:
+    """`answer_items` as one unit of a run: asked once, kept, and read back after that."""
+    if label not in run.done:
+        run.check_cancelled()
+        given = answer_items(model, items, conditions, edits)
+        run.append(label, {"answers": [answer.row() for answer in given]})
+        return given
+    return tuple(Answer.from_row(row) for row in run.done[label]["answers"])
 
 
 def usage(answers: Sequence[Answer], condition: Condition, *, seed: int = 0) -> Usage:

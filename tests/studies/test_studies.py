@@ -1,0 +1,35 @@
+"""Every study runs at `smoke`, as a page and on its own, and the page asks nobody for anything."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from mnemoscope.cli.main import main
+
+STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("[0-9]*.py"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_study_at_smoke(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last cell asserts the study's checks, so a page without an error is a passed study."""
+    pytest.importorskip("nbconvert")
+    pytest.importorskip("ipykernel")
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.html"
+    monkeypatch.setattr(
+        sys, "argv", ["mnemoscope", "study", "run", str(study), "--html", str(page)]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code, page.read_text("utf-8")[-2000:] if page.exists() else "no page"
+    text = page.read_text("utf-8")
+    assert "<h1" in text
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.https?://", text)
+    assert list((tmp_path / "runs").glob("study-*/table.parquet"))
+
+
+def test_there_are_studies() -> None:
+    assert STUDIES
