@@ -7,6 +7,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 unsupported model, 4 a check or gate did 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
@@ -55,8 +56,9 @@ def main() -> None:
         say(f"error: {error}")
         sys.exit(1)
     except typer.TyperException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        usage: Any = error  # typer's usage errors show themselves, but its types do not say so
+        usage.show()
+        sys.exit(usage.exit_code)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def _remembered_sha256(gguf: Path) -> str:
         return note.read_text()
     digest = file_sha256(gguf)
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(digest)
+    with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as part:
+        part.write(digest)
+    os.replace(part.name, note)
     return digest
 
 

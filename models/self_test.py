@@ -34,9 +34,7 @@ def run_self_test(module: Any, anatomy: Anatomy) -> None:
             for layer in range(anatomy.n_layers):
                 store = _store(seen, site, layer)
                 stack.enter_context(site_hook(module, anatomy, site, layer, store))
-        cache = module(
-            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True
-        ).past_key_values
+        cache = _run(module, anatomy, ids)
     missing = [
         f"{site} of layer {i}"
         for site in sites
@@ -55,6 +53,17 @@ def run_self_test(module: Any, anatomy: Anatomy) -> None:
                 f"{anatomy.n_heads} heads in the configuration make it {anatomy.n_kv_heads} of "
                 f"width {anatomy.d_v}",
             )
+
+
+def _run(module: Any, anatomy: Anatomy, ids: Tensor) -> Any:
+    try:
+        return module(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True
+        ).past_key_values
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # shapes that do not fit each other
+        raise _refuse(anatomy, f"it cannot run three tokens ({error})") from error
 
 
 def _store(seen: dict[tuple[Site, int], Tensor], site: Site, layer: int) -> Any:
