@@ -240,17 +240,11 @@ def run_provenance(
 ) -> Provenance:
     """Where the numbers of a run came from."""
     return collect_provenance(
-        model_id=model.name,
-        weights_sha256=model.weights_sha256,
-        tokenizer_sha256=model.tokenizer_sha256,
+        **model.identity,
         data_sha256=data_hash(relation),
         prompt_template=" | ".join(relation.templates[t] for t in config.templates),
-        bos_rule=model.bos_rule,
         seed=config.seed,
         estimand=estimand,
-        device=str(model.device),
-        dtype=str(model.dtype),
-        attention=model.module.config._attn_implementation,
     )
 
 

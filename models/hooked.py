@@ -141,6 +141,19 @@ class HookedModel:
         vocab = sorted(self.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
         return hashlib.sha256(repr(vocab).encode()).hexdigest()
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a result has to say of its model, in the names of its provenance."""
+        return {
+            "model_id": self.name,
+            "weights_sha256": self.weights_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "bos_rule": self.bos_rule,
+            "device": str(self.device),
+            "dtype": str(self.dtype),
+            "attention": str(self.module.config._attn_implementation),
+        }
+
     # -- running --------------------------------------------------------------------------------
 
     def logits(self, batch: TokenBatch, at: At = "all") -> Float[Tensor, "batch k d_vocab"]:

@@ -199,7 +199,8 @@ def compare(
 
 
 def rates_table(answers: Mapping[str, Sequence[Answer]], *, seed: int = 0) -> polars.DataFrame:
-    """Tidy rows (label, condition, answer, rate, low, high, n) of several sets of answers."""
+    """Tidy rows (label, condition, answer, rate, low, high, mr, n) of several sets of answers;
+    `mr` is the same for the three answers of a condition, and null where neither is given."""
     rows = []
     for label, given in answers.items():
         for condition in dict.fromkeys(a.condition for a in given):
@@ -213,6 +214,7 @@ def rates_table(answers: Mapping[str, Sequence[Answer]], *, seed: int = 0) -> po
                         "rate": rate.value,
                         "low": rate.low,
                         "high": rate.high,
+                        "mr": None if math.isnan(used.mr) else used.mr,
                         "n": used.n,
                     }
                 )

@@ -346,17 +346,11 @@ if plain:
         after = usage(answers[f"raise {wanted}, top 1"], under[wanted])
         assert (after.rm if wanted == "memory" else after.rc).value == 1
 provenance = collect_provenance(
-    model_id=model.name,
-    weights_sha256=model.weights_sha256,
-    tokenizer_sha256=model.tokenizer_sha256,
+    **model.identity,
     data_sha256=data_hash(relation),
     prompt_template=" | ".join(relation.templates[t] for t in params.templates),
-    bos_rule=model.bos_rule,
     seed=params.seed,
     estimand="direct effects; rates of greedy answers",
-    device=str(model.device),
-    dtype=str(model.dtype),
-    attention=model.module.config._attn_implementation,
 )
 pages = {f"{name}.html": figure_html(figure, title=name) for name, figure in figures.items()}
 pages["rates.html"] = figure_html(bars, title="rates")

@@ -104,7 +104,7 @@ def test_a_paired_comparison_sees_what_changed(planted: Any) -> None:
 def test_rates_table_has_a_row_a_label_condition_and_answer(planted: Any) -> None:
     answers = answer_items(planted.model, planted.items[:4], ["closed", "substitution"])
     table = rates_table({"before": answers, "again": answers})
-    assert table.shape == (2 * 2 * 3, 7)
+    assert table.shape == (2 * 2 * 3, 8)
     assert (table["low"] <= table["rate"]).all()
 
 
