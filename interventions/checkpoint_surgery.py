@@ -22,18 +22,13 @@ import torch
 from safetensors import safe_open
 
 from .. import __version__
-from ..models.errors import DamagedCheckpointError
+from ..models.checkpoint_files import file_sha256
+from ..models.errors import CheckpointError, DamagedCheckpointError
 from ..models.types import HeadId
 from ..results.provenance import JSON, canonical_json, utc_now
 from ..results.storage import sync_folder
 from .pruning_plan import MANIFEST, PruningPlan, ShardPlan, counted, plan_pruning
-from .safetensors_bytes import (
-    CheckpointError,
-    TensorEdit,
-    compare_edited,
-    copy_edited,
-    sha256_of_file,
-)
+from .safetensors_bytes import TensorEdit, compare_edited, copy_edited
 
 __all__ = [
     "MANIFEST",
@@ -324,6 +319,6 @@ def _problem(folder: Path, name: str, sha256: str) -> str | None:
     if not (folder / name).is_file():
         return f"{name} is missing"
     try:
-        return None if sha256_of_file(folder / name) == sha256 else f"{name} has changed"
+        return None if file_sha256(folder / name) == sha256 else f"{name} has changed"
     except OSError as error:
         return f"{name} cannot be read ({error})"

@@ -14,20 +14,13 @@ from typing import Any, Literal
 from transformers import CONFIG_MAPPING
 
 from ..models.anatomy import ARCHITECTURES, Anatomy
-from ..models.errors import DamagedCheckpointError, UnsupportedModelError
+from ..models.checkpoint_files import Header, TensorEntry, read_shards
+from ..models.errors import CheckpointError, DamagedCheckpointError, UnsupportedModelError
 from ..models.types import HeadId, unique_heads
-from .safetensors_bytes import (
-    FLOATS,
-    CheckpointError,
-    Header,
-    TensorEdit,
-    TensorEntry,
-    read_shards,
-)
+from .safetensors_bytes import FLOATS, TensorEdit
 
 MANIFEST = "prune_manifest.json"
 
-_TRANSPOSED = {"gpt2"}  # their projections are Conv1D: weights are stored [in, out]
 _OTHER_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf"} | {
     ".onnx",
     ".onnx_data",
@@ -230,7 +223,7 @@ def _anatomy(config: Any, projections: Sequence[TensorEntry]) -> Anatomy:
     n_heads, d_model = int(config.num_attention_heads), int(config.hidden_size)
     d_v = int(getattr(config, "head_dim", None) or d_model // n_heads)
     expected = (d_model, n_heads * d_v)
-    if config.model_type in _TRANSPOSED:
+    if ARCHITECTURES[config.model_type].transposed:
         expected = expected[::-1]
     for tensor in projections:
         if tensor.dtype not in FLOATS:
@@ -269,7 +262,7 @@ def _shard_edits(
         here = sorted(head.head for head in heads if head.layer == layer)
         if name == shard and here:
             blocks = tuple((h * anatomy.d_v, (h + 1) * anatomy.d_v) for h in here)
-            axis: Literal[0, 1] = 0 if anatomy.model_type in _TRANSPOSED else 1
+            axis: Literal[0, 1] = 0 if anatomy.spec.transposed else 1
             edits.append(TensorEdit(tensor, axis, blocks))
     return tuple(sorted(edits, key=lambda edit: edit.tensor.offset))
 

@@ -7,19 +7,18 @@ Format: 8-byte little-endian header length, JSON header, data (huggingface/safet
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 
-from ..models.errors import DamagedCheckpointError, MnemoscopeError
+from ..models.checkpoint_files import TensorEntry
+from ..models.errors import CheckpointError, DamagedCheckpointError
 
 CHUNK = 4 * 2**20
 """Bytes held at once from one file; a multiple of every item size."""
@@ -32,38 +31,6 @@ FLOATS: dict[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
-_BITS |= {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "F4": 4}
-_BITS |= {"U64": 64, "I64": 64, "C64": 64}
-_MAX_HEADER = 100_000_000  # the format's own limit
-
-
-class CheckpointError(MnemoscopeError):
-    """A checkpoint cannot be edited or written as asked; the message says how to go on."""
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """One tensor of a file; `offset` counts from the start of the file, in bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    n_bytes: int
-
-    @property
-    def end(self) -> int:
-        """Offset of the first byte after the tensor."""
-        return self.offset + self.n_bytes
-
-
-@dataclass(frozen=True)
-class Header:
-    """The header of one safetensors file: tensors in file order, and the file's size in bytes."""
-
-    tensors: tuple[TensorEntry, ...]
-    size: int
 
 
 @dataclass(frozen=True)
@@ -126,61 +93,6 @@ class TensorEdit:
         return mask
 
 
-def read_header(path: Path) -> Header:
-    """Read and check one file's header; the data is not touched.
-
-    Raises `DamagedCheckpointError` when the file is missing, truncated or contradicts itself.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if prefix == b"version ":
-                raise _damaged(path, "is a Git LFS pointer: run `git lfs pull` to get the weights")
-            if len(prefix) < 8 or length > min(size - 8, _MAX_HEADER):
-                raise _damaged(path, "promises a header longer than the file: download it again")
-            text = file.read(length)
-    except FileNotFoundError:
-        raise _damaged(path, "is missing: download the checkpoint again") from None
-    try:
-        entries = json.loads(text, object_pairs_hook=_unique)
-        entries.pop("__metadata__", None)
-        tensors = [_entry(name, entry, 8 + length) for name, entry in entries.items()]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _damaged(path, f"has an unreadable header ({error}): download it again") from error
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.end))
-    _check_layout(path, tensors, 8 + length, size)
-    return Header(tuple(tensors), size)
-
-
-def read_shards(folder: Path) -> dict[str, Header]:
-    """Headers of the files that `from_pretrained` would load, by file name.
-
-    Raises `CheckpointError` when there are no safetensors or it is unclear which are loaded, and
-    `DamagedCheckpointError` when a file or a tensor of the index is missing.
-    """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file() and index.is_file():
-        raise CheckpointError(
-            f"{folder} holds both {single.name} and {index.name}: remove the one that is not meant."
-        )
-    if single.is_file():
-        return {single.name: read_header(single)}
-    if not index.is_file():
-        raise _no_safetensors(folder)
-    placed = _weight_map(index)
-    headers = {name: read_header(folder / name) for name in sorted(set(placed.values()))}
-    present = {(t.name, name) for name, header in headers.items() for t in header.tensors}
-    missing = sorted(set(placed.items()) - present)
-    if missing:
-        raise DamagedCheckpointError(
-            f"{index} promises {missing[0][0]} in {missing[0][1]}, which does not hold it "
-            f"({len(missing)} such tensors): download the checkpoint again."
-        )
-    return headers
-
-
 def scaled(
     data: UInt8[np.ndarray, " byte"], dtype: str, factor: float
 ) -> UInt8[np.ndarray, " byte"]:
@@ -237,15 +149,6 @@ def compare_edited(
     return digest.hexdigest()
 
 
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 (hexadecimal) of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _pieces(size: int, edits: Sequence[TensorEdit]) -> Iterator[tuple[int, int, TensorEdit | None]]:
     """The file in order, cut at the borders of edited tensors and then into chunks.
 
@@ -265,7 +168,7 @@ def _pieces(size: int, edits: Sequence[TensorEdit]) -> Iterator[tuple[int, int, 
 def _read(file: BinaryIO, n_bytes: int, path: Path) -> bytes:
     data = file.read(n_bytes)
     if len(data) < n_bytes:
-        raise _damaged(path, "became shorter while it was read: try again")
+        raise DamagedCheckpointError(f"{path} became shorter while it was read: try again.")
     return data
 
 
@@ -297,65 +200,3 @@ def _check_piece(
         raise CheckpointError(
             f"{edit.tensor.name} in {name} does not hold the edited numbers: try again."
         )
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        placed = json.loads(index.read_bytes())["weight_map"]
-        good = all(Path(name).name == name for name in placed.values())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damaged(index, f"is unreadable ({error}): download it again") from error
-    if not good or not placed:
-        raise _damaged(index, "must name files of its own folder: download it again")
-    return dict(placed)
-
-
-def _entry(name: str, entry: Any, data_start: int) -> TensorEntry:
-    begin, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)) or begin > end:
-        raise ValueError(f"{name} has impossible numbers")
-    bits = _BITS.get(entry["dtype"])
-    if bits is not None and math.prod(shape) * bits != (end - begin) * 8:
-        raise ValueError(f"{name} has another size than its shape")
-    return TensorEntry(name, entry["dtype"], shape, data_start + begin, end - begin)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name is used twice")
-    return dict(pairs)
-
-
-def _check_layout(path: Path, tensors: Sequence[TensorEntry], start: int, size: int) -> None:
-    """Tensors must fill the file exactly: no sharing of bytes, no gap, nothing cut off."""
-    for tensor in tensors:
-        if tensor.end > size:
-            raise _damaged(
-                path,
-                f"is truncated: {tensor.name} ends at byte {tensor.end} of {size}; "
-                "download it again",
-            )
-        if tensor.offset < start:
-            raise _damaged(path, f"has shared bytes: {tensor.name} overlaps another tensor")
-        if tensor.offset > start:
-            raise _damaged(path, f"has unnamed bytes before {tensor.name}: download it again")
-        start = tensor.end
-    if start != size:
-        raise _damaged(path, f"has {size - start} bytes after its last tensor: download it again")
-
-
-def _no_safetensors(folder: Path) -> CheckpointError:
-    others = [
-        p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".gguf", ".pt", ".pth")
-    ]
-    if not others:
-        return CheckpointError(f"{folder} holds no safetensors weights: give a checkpoint folder.")
-    return CheckpointError(
-        f"{folder} holds no safetensors weights, only {', '.join(others[:3])}: convert first, by "
-        "loading it with transformers and calling save_pretrained."
-    )
-
-
-def _damaged(path: Path, what: str) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"{path} {what}.")

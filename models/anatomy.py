@@ -40,6 +40,8 @@ class ArchSpec:
     rotary: bool = True
     interface: bool = True
     """Attention goes through the attention interface of transformers."""
+    transposed: bool = False
+    """Projections are Conv1D: their weights are stored `[in, out]`."""
 
 
 _LLAMA = ArchSpec(
@@ -68,6 +70,7 @@ ARCHITECTURES: dict[str, ArchSpec] = {
         down="mlp.c_proj",
         resid_mid="ln_2",
         rotary=False,
+        transposed=True,
     ),
     "gptj": ArchSpec(
         blocks="transformer.h",

@@ -9,7 +9,11 @@ class ModelNotFoundError(MnemoscopeError):
     """The name is neither a folder, a GGUF file, a packaged model nor a reachable hub id."""
 
 
-class DamagedCheckpointError(MnemoscopeError):
+class CheckpointError(MnemoscopeError):
+    """A checkpoint cannot be edited or written as asked; the message says how to go on."""
+
+
+class DamagedCheckpointError(CheckpointError):
     """A checkpoint file is missing, truncated or does not hold what its header promises."""
 
 

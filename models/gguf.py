@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+from .checkpoint_files import file_sha256
 from .errors import DamagedCheckpointError
 
 
@@ -42,12 +43,6 @@ def converted(gguf: Path) -> Path:
         if not target.is_dir():
             _convert(gguf, digest, target)
     return target
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remembered_sha256(gguf: Path) -> str:

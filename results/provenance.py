@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TypeAlias
 
 from .errors import RunFolderError
@@ -110,12 +109,6 @@ def canonical_json(value: JSON) -> str:
 def sha256_of_json(value: JSON) -> str:
     """SHA-256 (hexadecimal) of `canonical_json`, so that key order and tuples do not matter."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def sha256_of_file(path: Path | str) -> str:
-    """SHA-256 (hexadecimal) of a file's bytes, read in pieces."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def utc_now() -> str:

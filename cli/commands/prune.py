@@ -69,9 +69,9 @@ def _heads(
     headset: Path | None, text: str, top: int | None
 ) -> tuple[tuple[HeadId, ...], dict[str, str | None]]:
     """The heads to prune and what the manifest says of their origin."""
+    from ...models.checkpoint_files import file_sha256
     from ...models.types import parse_heads
     from ...results.head_set import load_head_set
-    from ...results.provenance import sha256_of_file
 
     if (headset is None) == (not text):
         raise typer.BadParameter("give either --headset FILE or --heads 12:5,14:3.")
@@ -81,7 +81,7 @@ def _heads(
     chosen = loaded if top is None else loaded.top(top)
     extra = {
         "head_set": chosen.name,
-        "head_set_sha256": sha256_of_file(headset),
+        "head_set_sha256": file_sha256(headset),
         "run_id": chosen.run_id,
         "model_id": chosen.model_id,
     }

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mnemoscope.interventions import safetensors_bytes as sb
-from mnemoscope.models.errors import DamagedCheckpointError
+from mnemoscope.models.checkpoint_files import file_sha256, read_header
+from mnemoscope.models.errors import CheckpointError, DamagedCheckpointError
 from safetensors.torch import load_file, save_file
 
 DTYPES = sorted(sb.FLOATS)
@@ -27,7 +28,7 @@ def matrix_file(path: Path, dtype: str, shape: tuple[int, int], seed: int = 0) -
 
 
 def edit_of(path: Path, axis: int, blocks: tuple[tuple[int, int], ...]) -> sb.TensorEdit:
-    entry = next(t for t in sb.read_header(path).tensors if t.name == "m")
+    entry = next(t for t in read_header(path).tensors if t.name == "m")
     return sb.TensorEdit(entry, axis, blocks)
 
 
@@ -79,7 +80,7 @@ def test_ranges_are_the_bytes_that_numpy_slices(data, tmp_path_factory):
         patch.setattr(sb, "CHUNK", chunk)
         target = path.with_name(f"out-{chunk}")
         sb.copy_edited(path, target, [edit], factor)
-        assert sb.compare_edited(path, target, [edit], factor) == sb.sha256_of_file(target)
+        assert sb.compare_edited(path, target, [edit], factor) == file_sha256(target)
     expected = matrix.double().numpy().copy()
     expected[chosen] = expected[chosen] * factor + 0.0  # never -0.0
     expected = torch.from_numpy(expected).to(matrix.dtype)
@@ -98,7 +99,7 @@ def test_rows_are_one_run_and_columns_one_run_a_row(tmp_path):
 def test_header_says_what_the_library_says(tmp_path):
     path = tmp_path / "m.safetensors"
     matrix_file(path, "F16", (3, 4))
-    header, tensors = sb.read_header(path), load_file(path)
+    header, tensors = read_header(path), load_file(path)
     assert header.size == path.stat().st_size
     assert {t.name for t in header.tensors} == set(tensors)
     for entry in header.tensors:
@@ -130,7 +131,7 @@ ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 def test_damaged_headers_are_refused(tmp_path, header, data, says):
     path = raw_file(tmp_path / "w.safetensors", header, data)
     with pytest.raises(DamagedCheckpointError, match=says):
-        sb.read_header(path)
+        read_header(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\1\2\3", struct.pack("<Q", 10**6) + b"{}"])
@@ -138,21 +139,21 @@ def test_header_longer_than_the_file_is_refused(tmp_path, content):
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     with pytest.raises(DamagedCheckpointError, match="header longer than the file"):
-        sb.read_header(path)
+        read_header(path)
 
 
 def test_git_lfs_pointer_is_named(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
     with pytest.raises(DamagedCheckpointError, match="git lfs pull"):
-        sb.read_header(path)
+        read_header(path)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "F8_E4M3", "F8_E5M2", "F32", "BF16", "F64"])
 def test_overflow_is_refused(dtype):
     largest = torch.finfo(sb.FLOATS[dtype]).max
     numbers = torch.tensor([1.0, largest], dtype=torch.float64).to(sb.FLOATS[dtype])
-    with pytest.raises(sb.CheckpointError, match=f"the largest {dtype} number"):
+    with pytest.raises(CheckpointError, match=f"the largest {dtype} number"):
         sb.scaled(numbers.view(torch.uint8).numpy(), dtype, 1.5)
     kept = sb.scaled(numbers.view(torch.uint8).numpy(), dtype, -0.5)
     assert torch.from_numpy(kept).view(numbers.dtype).tolist() == [-0.5, -largest / 2]
@@ -185,7 +186,7 @@ def test_comparison_finds_a_single_changed_byte(tmp_path, place, says):
     at = {"head": head.offset, "matrix": head.offset + head.length, "file": 3, "length": 3}[place]
     content[at] ^= 1
     target.write_bytes(content[: -1 if place == "length" else None])
-    with pytest.raises(sb.CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=says):
         sb.compare_edited(path, target, [edit])
 
 

@@ -1,13 +1,12 @@
 """Provenance: everything filled in, nothing heavy imported, the same back from its file."""
 
-import hashlib
 import json
 import subprocess
 import sys
 
 import pytest
 from mnemoscope.results.errors import RunFolderError
-from mnemoscope.results.provenance import Provenance, sha256_of_file, sha256_of_json
+from mnemoscope.results.provenance import Provenance, sha256_of_json
 
 
 def test_round_trip(provenance):
@@ -45,8 +44,3 @@ def test_the_results_floor_does_not_import_torch():
         "mnemoscope.results.statistics; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc" * 700_000)
-    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(b"abc" * 700_000).hexdigest()
