@@ -1,0 +1,1 @@
+"""The explorer: Streamlit pages over the library, on this machine only."""

@@ -1,0 +1,143 @@
+"""Second section: the grid of heads on the left, the chosen head's pattern on the right."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from . import cached, selection
+from .charts import end_row_chart, pattern_chart
+from .forecast import LONGEST_WAIT, sweep_seconds
+from .head_grid import head_grid
+from .patterns import MOST_TOKENS, end_row_table, pattern_table, sharing
+from .plain import as_text, told
+from .prompt_scores import METHOD, ROLES, Role, quantity
+from .run_scores import RunScores, grid_frame, runs_with_scores
+from .scene import Grid, Scene
+
+THIS_PROMPT = "this prompt"
+
+
+def show_heads(scene: Scene) -> Grid | None:
+    """The grid on the left, the chosen head on the right."""
+    st.header("Which heads speak for which answer?", anchor=False)
+    left, right = st.columns(2, gap="large")
+    grid = None
+    with left, told():
+        grid = show_grid(scene)
+    with right, told():
+        show_pattern(scene)
+    return grid
+
+
+def show_grid(scene: Scene) -> Grid | None:
+    """Source and role, then the grid."""
+    model = scene.loaded.model
+    found = runs_with_scores(scene.settings.runs_root, model.name)
+    # A run of another model of the same name would not fit the grid.
+    runs = {run.id: run for run in found if run.table.height == len(model.anatomy.all_heads())}
+    source = st.selectbox("Scores from", [THIS_PROMPT, *runs], key="source", bind="query-params")
+    role: Role = st.segmented_control(
+        "Score",
+        ROLES,
+        default="memory",
+        required=True,
+        key="role",
+        bind="query-params",
+    )
+    grid = run_grid(runs[source], role) if source in runs else prompt_grid(scene, role)
+    if grid is None:
+        return None
+    selection.start_with_best(grid.frame)
+    key = selection.grid_key(scene.loaded.key, scene.question, scene.answers, source, role)
+    head_grid(
+        grid.frame,
+        key=key,
+        title=f"{role} score, positive: speaks for the {role} answer",
+        start=selection.start_of(key),
+        on_pick=selection.on_pick,
+    )
+    st.caption(grid_caption(grid))
+    if not runs:
+        st.caption(
+            f"No finished run has scored {as_text(scene.label)} yet. Scores over many subjects, "
+            "with intervals and tests: `mnemoscope heads score`."
+        )
+    return grid
+
+
+def run_grid(run: RunScores, role: Role) -> Grid:
+    """The scores of a finished run."""
+    method = f"conflict heads, {run.estimand}"
+    return Grid(grid_frame(run.table, role), role, method, run.id)
+
+
+def prompt_grid(scene: Scene, role: Role) -> Grid | None:
+    """The scores of this prompt; a long sweep waits for a click."""
+    loaded, answers = scene.loaded, scene.answers
+    text = scene.question.given or scene.question.closed
+    seconds = sweep_seconds(loaded.model)
+    asked = (loaded.key, text, answers.both)
+    if seconds > LONGEST_WAIT and st.session_state.get("swept") != asked:
+        if not st.button(f"Score all heads (about {seconds:.0f} s)", type="primary"):
+            return None
+        st.session_state["swept"] = asked
+    with st.spinner("Scoring all heads …"):
+        table = cached.scores_of_prompt(loaded, loaded.key, text, answers.memory, answers.context)
+    if role not in table.columns:
+        st.info(f"There is no {role} answer to score heads on: type one on the left.")
+        return None
+    words = quantity(scene.ids(text), role)
+    return Grid(grid_frame(table, role), role, f"{METHOD}; {words}", None)
+
+
+def grid_caption(grid: Grid) -> str:
+    """What the colours are and how to use the grid."""
+    tested = "" if grid.run_id else " One prompt: no interval, nothing is tested."
+    return (
+        f"Quantity: {as_text(grid.method)}.{tested} Purple speaks for the {grid.role} answer, "
+        "orange against it. Click a cell to choose a head, shift-click for several; or type its "
+        "layer and head."
+    )
+
+
+def show_pattern(scene: Scene) -> None:
+    """The chosen head: whom it shares keys with, where END looks, the whole pattern."""
+    anatomy = scene.loaded.model.anatomy
+    sizes = (("layer", anatomy.n_layers), ("head", anatomy.n_heads))
+    for place, (name, count) in zip(st.columns(2), sizes, strict=True):
+        place.number_input(
+            name.capitalize(),
+            0,
+            count - 1,
+            None,  # so that 0 is written into the address too
+            key=name,
+            bind="query-params",
+            on_change=selection.on_head_typed,
+        )
+    names = [name for name, _ in scene.named]
+    which = st.segmented_control(
+        "Pattern", names, default=names[-1], required=True, key="pattern", bind="query-params"
+    )
+    head = selection.chosen_head()
+    text = dict(scene.named)[which if which in names else names[-1]]
+    st.subheader(f"Head {head}", anchor=False)
+    found = cached.pattern_of_head(scene.loaded, scene.loaded.key, text, head.layer, head.head)
+    st.caption(
+        f"{head} {sharing(anatomy, head)}. {found.sink:.0%} of END's attention rests on the first "
+        "token (the sink)."
+    )
+    st.altair_chart(
+        end_row_chart(end_row_table(found)), alt=f"Tokens that END attends to most in {head}."
+    )
+    st.caption("The ten tokens that END, the last position, attends to most.")
+    if found.weights is None:
+        st.info(f"The whole pattern is drawn for texts of up to {MOST_TOKENS} tokens.")
+        return
+    theme = st.context.theme.type or "light"
+    st.altair_chart(
+        pattern_chart(pattern_table(found), theme), alt=f"Attention pattern of {head} {which}."
+    )
+    st.caption(
+        f"Attention of {head} {which}: each row is a token that looks, each column one that is "
+        "looked at. The colour scale is a square root, so that small weights show."
+    )

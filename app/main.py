@@ -1,0 +1,18 @@
+"""The explorer's entry: Streamlit runs this file by its path (`app.launch` starts it)."""
+
+from pathlib import Path
+
+import streamlit as st
+
+VIEWS = Path(__file__).parent / "views"
+
+st.set_page_config(page_title="Mnemoscope", layout="wide", initial_sidebar_state="expanded")
+page = st.navigation(
+    [
+        st.Page(VIEWS / "explore.py", title="Memory or context?", url_path="explore", default=True),
+        st.Page(VIEWS / "runs.py", title="Runs", url_path="runs"),
+        st.Page(VIEWS / "about.py", title="About", url_path="about"),
+    ],
+    position="top",
+)
+page.run()

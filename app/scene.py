@@ -1,0 +1,99 @@
+"""What the first page is about: the question in the sidebar, the model and the two answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars
+import streamlit as st
+
+from . import cached, selection
+from .answers import Answers, Question, first_ids
+from .prompt_scores import Role
+from .settings import Settings
+from .switched_off import Reading
+
+PROMPT, CONTEXT = "The capital of France is", "The capital of France is Rome."
+WITHOUT, WITH = "without context", "with context"
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What the whole page is about: settings, model, question, what was said, the answers."""
+
+    settings: Settings
+    label: str
+    loaded: cached.Loaded
+    question: Question
+    said: tuple[str, ...]
+    answers: Answers
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """(name, text) of each text of the question."""
+        return list(zip((WITHOUT, WITH), self.question.texts, strict=False))
+
+    def ids(self, text: str) -> dict[str, int]:
+        """Role to the first token of its answer after this text."""
+        return first_ids(self.loaded.model, text, self.answers)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The scores on show: one role's frame, and where it came from."""
+
+    frame: polars.DataFrame
+    role: Role
+    method: str
+    run_id: str | None
+
+
+def sidebar(settings: Settings) -> tuple[str, Question, tuple[str, str]]:
+    """Model, prompt, context and typed answers; each is part of the address."""
+    with st.sidebar:
+        label = st.selectbox(
+            "Model",
+            list(settings.models),
+            key="model",
+            bind="query-params",
+            on_change=selection.forget_heads,
+        )
+        prompt = st.text_area("Prompt", PROMPT, key="prompt", bind="query-params", height=90)
+        context = st.text_area(
+            "Context, put before the prompt (optional)",
+            CONTEXT,
+            key="context",
+            bind="query-params",
+            height=90,
+        )
+        memory = st.text_input(
+            "Memory answer",
+            key="mem",
+            bind="query-params",
+            placeholder="the model's own",
+            help="Empty: the first word that the model says without the context.",
+        )
+        claimed = st.text_input(
+            "Context answer",
+            key="ctx",
+            bind="query-params",
+            placeholder="what the context claims",
+            help="Empty: the model's answer with the context, or the context's last word.",
+        )
+        st.caption("Changes take effect with Ctrl+Enter in a box, Enter in a field, or Tab.")
+    return label, Question(prompt, context), (memory, claimed)
+
+
+def reading(scene: Scene, heads: tuple[str, ...], factor: float = 0.0) -> tuple[Reading, ...]:
+    """Answers and probabilities with these heads edited; none edited when there are none."""
+    question, answers = scene.question, scene.answers
+    return cached.readings_of(
+        scene.loaded,
+        scene.loaded.key,
+        question.prompt,
+        question.context,
+        answers.memory,
+        answers.context,
+        heads,
+        factor,
+    )

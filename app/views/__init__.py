@@ -1,0 +1,1 @@
+"""The pages of the explorer; Streamlit runs them by their path."""

@@ -1,0 +1,41 @@
+"""What the scores mean and what they do not."""
+
+import streamlit as st
+
+st.title("What the numbers mean")
+st.markdown(
+    """
+**The question.** A model that is asked something can answer from its weights (*memory answer*) or
+from the text in front of it (*context answer*). When the two disagree, some attention heads speak
+for one and some for the other. This page helps to find them, on a model that runs on this machine.
+
+**Scores of this prompt.** Each head's output at END, the last position of the prompt, is set to
+zero; everything after it is recomputed token by token with all other heads held still (*direct
+effect*), and the change of the answers' logits is read. Memory score: fall of
+logit(memory) − logit(context); positive means that the head speaks for the memory answer. Context
+score: the same with the sign turned. One prompt gives no uncertainty: use it to look around, not to
+conclude.
+
+**Scores of a run.** `mnemoscope heads score` asks many subjects and replaces each head by its value
+in a corrupted prompt: another subject (*memory score*) or another claim (*context score*). These
+are two separate measurements, with intervals over subjects and q-values (Benjamini-Hochberg).
+Cells with q > 0.05 are faded.
+
+**Switching heads off.** Every position is edited, in the prompt and while answering. That is the
+effect of pruning, not the direct effect of the grid: later heads see the change too. The same is
+done to 20 sets of random heads of the same layers with similar output norms (to 5 where 20 would
+take long). If the change lies inside their range, the page says *not better than random*. Even a
+set that does nothing special falls outside the range of 20 different sets one time in ten, and more
+often where there are fewer different sets; the page says how often.
+
+**Patterns.** Attention says where a head looks, not what it moves. Much of it often rests on the
+first token (the *sink*), which carries little; the share is stated.
+
+**Limits.** Probabilities are those of an answer's first token. Two answers that start with the same
+token cannot be told apart. A head may do both jobs, and the same head may do another one on
+another prompt.
+
+**Conventions.** Layers and heads count from zero; *head* is a query head. Under grouped-query
+attention several query heads read one key/value head; the page says which.
+"""
+)

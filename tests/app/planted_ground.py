@@ -1,0 +1,53 @@
+"""What the tests of the explorer stand on: a planted checkpoint folder and a run that scored it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mnemoscope.interventions.path_patching import build_chain
+from mnemoscope.models.hooked import HookedModel
+from mnemoscope.organisms import planted_model, planted_relation
+from mnemoscope.probes.conflict_heads import measure_effects, summarise, table
+from mnemoscope.probes.elicitation import conflict_items
+from mnemoscope.results.provenance import collect_provenance
+from mnemoscope.results.run_folder import open_run
+
+MEMORY_HEAD, CONTEXT_HEAD, CARRIER = "L1.H2", "L1.H5", "L0.H6"
+SUBJECT, STORED, CLAIM = "bravia", "monpel", "hulst"
+"""Bravia's stored answer is weaker than a copied one: with the claim the model follows it."""
+PROMPT = f"The capital of {SUBJECT} is"
+CONTEXT = f"The capital of {SUBJECT} is {CLAIM} ."
+ESTIMAND = "direct effect, substitution"
+
+
+def planted_checkpoint(folder: Path) -> Path:
+    """The planted model as an ordinary checkpoint folder."""
+    planted = planted_model()
+    planted.module.save_pretrained(folder)
+    planted.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def score_run(root: Path, model: HookedModel) -> str:
+    """A finished run of head scores; returns its id."""
+    relation = planted_relation(planted_model())
+    known = conflict_items(model, relation, relation.facts[:8], demonstrations=0)
+    effects = measure_effects(build_chain(model), known.items)
+    scores = table(summarise(effects, estimand="direct"), model)
+    provenance = collect_provenance(
+        model_id=model.name,
+        weights_sha256=model.weights_sha256,
+        tokenizer_sha256=None,
+        data_sha256=None,
+        prompt_template=None,
+        bos_rule=model.bos_rule,
+        seed=0,
+        estimand=ESTIMAND,
+        device="cpu",
+        dtype="float32",
+        attention=None,
+    )
+    with open_run(root, "head-scores", {"model": model.name}) as run:
+        run.append("all", {"items": len(known.items)})
+        run.finish(scores, {}, provenance)
+        return run.id

@@ -1,0 +1,208 @@
+"""Each page on the planted checkpoint: what it shows, its address, its empty and error states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import mnemoscope.app
+import pytest
+import streamlit as st
+from mnemoscope.app.settings import VARIABLE, Settings, settings_for
+from mnemoscope.results.head_set import load_head_set
+from mnemoscope.results.run_folder import open_run, queue_run
+from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, ESTIMAND, MEMORY_HEAD, PROMPT, STORED
+from streamlit.testing.v1 import AppTest
+
+MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
+CONFLICT = {"prompt": PROMPT, "context": CONTEXT}
+
+
+@pytest.fixture(autouse=True)
+def empty_caches(settings: Settings) -> Iterator[None]:
+    st.cache_data.clear()
+    yield
+    st.cache_resource.clear()
+
+
+def opened(address: dict[str, str | list[str]], view: str = "explore") -> AppTest:
+    """The page at this address, run once."""
+    app = AppTest.from_file(MAIN, default_timeout=60)
+    if view != "explore":
+        app.switch_page(f"views/{view}.py")
+    for name, value in address.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def texts(elements) -> str:
+    return "\n".join(str(element.value) for element in elements)
+
+
+def test_the_first_page_shows_both_answers_and_their_probabilities() -> None:
+    app = opened(CONFLICT)
+    assert [code.value.split()[0] for code in app.code] == [STORED, CLAIM]
+    assert STORED in texts(app.markdown)
+    assert CLAIM in texts(app.markdown)
+    assert [m.label for m in app.metric] == ["P(memory answer)", "P(context answer)"] * 2
+    closed_memory, closed_context, given_memory, given_context = (
+        float(m.value) for m in app.metric
+    )
+    assert closed_memory > 0.9 > 0.1 > closed_context
+    assert given_context > given_memory
+    assert not app.error
+
+
+def test_without_context_one_side_is_shown_and_the_next_step_is_named() -> None:
+    app = opened(CONFLICT)
+    app.text_area(key="context").set_value("").run()
+    assert len(app.code) == 1
+    assert "Type a context" in texts(app.info)
+    assert len(app.metric) == 1
+
+
+def test_a_first_visit_chooses_the_best_head_of_the_score() -> None:
+    app = opened(CONFLICT)
+    assert f"Head {MEMORY_HEAD}" in texts(app.subheader)
+    assert "reads kv head 2, which no other query head reads" in texts(app.caption)
+
+
+def test_an_address_restores_prompt_head_role_and_list() -> None:
+    app = opened(
+        {**CONFLICT, "layer": "1", "head": "5", "role": "context", "off": [MEMORY_HEAD, "L0.H0"]}
+    )
+    assert f"Head {CONTEXT_HEAD}" in texts(app.subheader)
+    assert app.multiselect(key="off").value == [MEMORY_HEAD, "L0.H0"]
+    assert app.text_area(key="prompt").value == PROMPT
+    assert "speaks for the context answer" in texts(app.caption)
+
+
+@pytest.mark.parametrize(
+    "address", [{"layer": "99"}, {"head": "x"}, {"off": "L9.H9"}, {"model": "/etc"}, {"role": "x"}]
+)
+def test_a_wrong_address_falls_back_to_what_there_is(address: dict[str, str]) -> None:
+    app = opened({**CONFLICT, **address})
+    assert not app.error
+    assert app.selectbox(key="model").value == "planted"
+    assert app.multiselect(key="off").value == []
+
+
+def test_switching_the_copying_head_off_brings_the_stored_answer_back() -> None:
+    app = opened({**CONFLICT, "off": [CONTEXT_HEAD]})
+    change = app.code[3].value
+    assert f"before: '{CLAIM}" in change
+    assert f"after:  '{STORED}" in change
+    assert "outside the random range" in texts(app.markdown)
+
+
+def test_switching_a_noise_head_off_is_called_not_better_than_random() -> None:
+    app = opened({**CONFLICT, "off": ["L0.H0"]})
+    assert "not better than random" in texts(app.markdown)
+
+
+def test_scaling_takes_the_factor_of_the_address() -> None:
+    app = opened({**CONFLICT, "off": [CONTEXT_HEAD], "mode": "scale", "factor": "1.0"})
+    assert "+0.000" in texts(app.caption)
+
+
+def test_too_many_heads_for_a_control_is_said_where_it_happens() -> None:
+    every = [f"L{layer}.H{head}" for layer in (0, 1) for head in range(8)]
+    app = opened({**CONFLICT, "off": every})
+    assert "choose fewer" in texts(app.error)
+    assert len(app.code) == 4, "the change itself is still shown"
+
+
+def test_a_typed_head_is_picked_and_the_list_follows_until_edited() -> None:
+    app = opened(CONFLICT)
+    app.number_input(key="head").set_value(5).run()
+    assert app.multiselect(key="off").value == [CONTEXT_HEAD]
+    app.multiselect(key="off").set_value(["L0.H0"]).run()
+    app.number_input(key="head").set_value(2).run()
+    assert f"Head {MEMORY_HEAD}" in texts(app.subheader)
+    assert app.multiselect(key="off").value == ["L0.H0"]
+
+
+def test_errors_of_the_library_are_shown_as_text() -> None:
+    app = opened({**CONFLICT, "mem": STORED, "ctx": STORED})
+    assert "start with the same token" in texts(app.error).replace("\\", "")
+    app = opened({"prompt": " "})
+    assert "prompt is empty" in texts(app.error).replace("\\", "")
+
+
+def test_a_prompt_with_markdown_reaches_no_markdown() -> None:
+    image = "![x](http://example.org/x.png)"
+    app = opened({**CONFLICT, "mem": image, "ctx": image})
+    shown = texts(app.error) + texts(app.markdown)
+    assert "example" in shown
+    assert "](http" not in shown
+
+
+def test_a_head_set_is_saved_once_and_loaded_back(settings: Settings) -> None:
+    app = opened({**CONFLICT, "off": [MEMORY_HEAD]})
+    app.text_input(key="file_name").set_value("mine")
+    save = next(b for b in app.button if b.label.startswith("Save"))
+    save.click().run()
+    saved = load_head_set(settings.head_sets / "mine.json")
+    assert [str(head) for head in saved.ids] == [MEMORY_HEAD]
+    assert saved.heads[0].role == "memory"
+    assert saved.heads[0].score > 5
+    assert "mnemoscope prune run" in texts(app.code)
+    next(b for b in app.button if b.label.startswith("Save")).click().run()
+    assert "mine" in texts(app.error)
+    app = opened(CONFLICT)
+    next(b for b in app.button if b.label == "Load").click().run()
+    assert app.multiselect(key="off").value == [MEMORY_HEAD]
+
+
+def test_a_damaged_head_set_is_named(settings: Settings) -> None:
+    settings.head_sets.mkdir()
+    (settings.head_sets / "bad.json").write_text("{}")
+    app = opened(CONFLICT)
+    next(b for b in app.button if b.label == "Load").click().run()
+    assert "bad" in texts(app.error)
+
+
+@pytest.fixture
+def with_run(checkpoint: Path, scored: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The app with a runs root that holds one finished run; its id."""
+    settings = settings_for([str(checkpoint)], scored)
+    monkeypatch.setenv(VARIABLE, settings.to_json())
+    (run,) = scored.glob("[!.]*")
+    return run.name
+
+
+def test_a_finished_run_is_a_source_of_scores(with_run: str) -> None:
+    app = opened({**CONFLICT, "source": with_run, "role": "context"})
+    assert app.selectbox(key="source").value == with_run
+    assert f"Head {CONTEXT_HEAD}" in texts(app.subheader)
+    assert "One prompt" not in texts(app.caption)
+
+
+def test_without_runs_the_page_of_runs_names_the_command() -> None:
+    assert "mnemoscope heads score" in texts(opened({}, "runs").info)
+
+
+def test_a_finished_run_is_listed_and_opened(with_run: str) -> None:
+    app = opened({"run": with_run}, "runs")
+    assert app.dataframe[0].value["run"].to_list() == [with_run]
+    assert app.dataframe[1].value.shape[0] == 16
+    assert ESTIMAND in texts(app.caption).replace("\\", "")
+    assert json.loads(app.json[0].value)["model_id"] == "planted"
+
+
+def test_unfinished_runs_say_how_to_go_on(settings: Settings) -> None:
+    queued = queue_run(settings.runs_root, "head-scores", {"model": "planted", "n": 1})
+    with pytest.raises(RuntimeError), open_run(settings.runs_root, "other", {"model": "m"}):
+        raise RuntimeError("out of luck")
+    app = opened({"run": queued.id}, "runs")
+    assert sorted(app.dataframe[0].value["status"]) == ["failed", "queued"]
+    assert "run again, goes on" in texts(app.warning)
+
+
+def test_the_about_page_tells_the_limits() -> None:
+    app = opened({}, "about")
+    assert "Limits" in texts(app.markdown)
+    assert "direct effect" in texts(app.markdown)

@@ -1,0 +1,245 @@
+"""The explorer in a real browser: clicks on the grid, the answer moves, nothing leaves the machine.
+
+Screenshots go to the folder named in MNEMOSCOPE_SCREENSHOTS, where a person can look at them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import Request, urlopen
+
+import pytest
+from mnemoscope.results.head_set import load_head_set
+from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, MEMORY_HEAD, PROMPT, STORED
+
+pytest.importorskip("streamlit")
+pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.browser
+WAIT = 60_000
+
+
+class Visit:
+    """One tab, what it asked for outside (all refused) and the errors in its console."""
+
+    def __init__(self, browser: Any, url: str, *, dark: bool = False) -> None:
+        self.outside: list[str] = []
+        self.complaints: list[str] = []
+        self.page = browser.new_page(
+            viewport={"width": 1280, "height": 900}, color_scheme="dark" if dark else "light"
+        )
+        self.page.route("**/*", self._local_only)
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(url, timeout=WAIT)
+
+    def _local_only(self, route: Any) -> None:
+        if urlsplit(route.request.url).hostname in ("127.0.0.1", None):
+            route.continue_()
+        else:
+            self.outside.append(route.request.url)
+            route.abort()
+
+    def _hear(self, message: Any) -> None:
+        if message.type == "error":
+            where = message.location.get("url", "")
+            self.complaints.append(f"{message.text} {where}")
+
+    def settle(self) -> None:
+        """Wait until the script has come to rest."""
+        app = self.page.locator('[data-testid="stApp"]')
+        self.page.wait_for_timeout(500)
+        app.and_(self.page.locator('[data-test-script-state="notRunning"]')).wait_for(timeout=WAIT)
+        self.page.wait_for_timeout(500)
+
+    def cell(self, head: str) -> Any:
+        """The cell of a head in the first grid of the page."""
+        grid = self.page.locator('[data-testid="stVegaLiteChart"][aria-label^="Grid of heads"]')
+        return grid.locator(f'path[aria-label^="{head} score"]').first
+
+    def see(self, text: str | re.Pattern[str]) -> None:
+        """Wait until this text stands on the page."""
+        self.page.get_by_text(text).first.wait_for(timeout=WAIT)
+
+    def code(self, n: int) -> list[str]:
+        """The n code boxes of the page: continuations first, then before and after."""
+        boxes = self.page.locator('[data-testid="stCode"]')
+        boxes.nth(n - 1).wait_for(timeout=WAIT)
+        return boxes.all_inner_texts()
+
+    @property
+    def own_complaints(self) -> list[str]:
+        """Errors in the console, without the two that are meant to be there: the font of the
+        hostile configuration is blocked, and Streamlit looks for its server below a page first."""
+        meant = ("outside.woff2", "/_stcore/h")
+        return [text for text in self.complaints if not any(part in text for part in meant)]
+
+    def shoot(self, name: str) -> None:
+        """Keep a picture of the whole page, if anybody wants to look."""
+        folder = os.environ.get("MNEMOSCOPE_SCREENSHOTS")
+        if folder:
+            height = self.page.evaluate(
+                "document.querySelector('[data-testid=stMain]').scrollHeight"
+            )
+            self.page.set_viewport_size({"width": 1280, "height": min(height + 60, 4000)})
+            self.page.wait_for_timeout(1000)
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+@pytest.fixture
+def visits(browser: Any, explorer: Any) -> Iterator[Any]:
+    """Opens pages; at the end none of them may have asked for anything outside."""
+    opened: list[Visit] = []
+
+    def visit(path: str = "", *, dark: bool = False, **address: str) -> Visit:
+        query = {"prompt": PROMPT, "context": CONTEXT, **address} if not path else address
+        opened.append(Visit(browser, f"{explorer.url}/{path}?{urlencode(query)}", dark=dark))
+        return opened[-1]
+
+    yield visit
+    for one in opened:
+        one.page.close()
+    assert [one.outside for one in opened] == [[]] * len(opened)
+
+
+def test_click_switch_off_and_save(visits: Any, explorer: Any) -> None:
+    visit = visits()
+    visit.see(f"Head {MEMORY_HEAD}")
+    visit.settle()
+    assert [code.split()[0] for code in visit.code(2)[:2]] == [STORED, CLAIM]
+
+    visit.cell(CONTEXT_HEAD).click(timeout=WAIT)
+    visit.see(f"Head {CONTEXT_HEAD}")
+    visit.settle()
+    assert "layer=1&head=5" in visit.page.url
+    with_context = visit.code(4)[3]
+    assert f"before: '{CLAIM}" in with_context
+    assert f"after:  '{STORED}" in with_context
+    visit.see("outside the random range")
+
+    visit.cell(MEMORY_HEAD).click(modifiers=["Shift"])
+    visit.see(f"Head {MEMORY_HEAD}")
+    visit.settle()
+    assert f"off={MEMORY_HEAD}&off={CONTEXT_HEAD}" in visit.page.url
+    assert STORED not in visit.code(4)[2].splitlines()[1], "with both off nothing is remembered"
+
+    visit.page.get_by_role("textbox", name="File name").fill("from-browser")
+    visit.page.get_by_role("button", name=re.compile(r"Save the list \(2 heads\)")).click()
+    visit.see("--headset")
+    saved = load_head_set(explorer.folder / "head-sets" / "from-browser.json")
+    assert [str(head) for head in saved.ids] == [MEMORY_HEAD, CONTEXT_HEAD]
+    visit.settle()
+    visit.shoot("explore")
+    assert visit.own_complaints == []
+
+
+def test_an_address_taken_from_one_tab_shows_the_same_in_another(visits: Any) -> None:
+    first = visits()
+    first.see(f"Head {MEMORY_HEAD}")
+    first.settle()
+    first.cell("L0.H0").click(timeout=WAIT)
+    first.see("Head L0.H0")
+    first.settle()
+    second = Visit(first.page.context.browser, first.page.url)
+    second.see("Head L0.H0")
+    second.settle()
+    assert second.code(4) == first.code(4)
+    second.page.close()
+
+
+def test_the_scores_of_a_run_in_the_dark(visits: Any, explorer: Any) -> None:
+    visit = visits(dark=True, source=explorer.run_id, role="context")
+    visit.see(f"Head {CONTEXT_HEAD}")
+    visit.settle()
+    visit.see("not significant (q > 0.05)")
+    visit.cell(CONTEXT_HEAD).click()
+    visit.see("outside the random range")
+    visit.settle()
+    visit.shoot("explore-dark")
+    assert visit.own_complaints == []
+
+
+def test_the_other_pages(visits: Any, explorer: Any) -> None:
+    runs = visits("runs")
+    runs.see("Provenance")
+    runs.settle()
+    runs.shoot("runs")
+    about = visits("about")
+    about.see("What the numbers mean")
+    about.settle()
+    about.shoot("about")
+    assert runs.own_complaints + about.own_complaints == []
+
+
+def test_an_image_in_a_prompt_is_never_fetched(visits: Any) -> None:
+    visit = visits(prompt="![x](http://example.org/x.png)", context="", mem="<img src=//a.b/c>")
+    visit.see("Memory answer:")
+    visit.settle()
+    assert visit.page.locator('img[src*="example"], img[src*="a.b"]').count() == 0
+
+
+def test_a_font_that_a_configuration_names_is_blocked_by_the_policy(visits: Any) -> None:
+    visit = visits("about")
+    visit.see("What the numbers mean")
+    visit.settle()
+    blocked = [text for text in visit.complaints if "outside.woff2" in text]
+    assert all("Content Security Policy" in text for text in blocked)
+    assert blocked, "the hostile configuration is read, and its font is refused"
+
+
+def test_it_listens_on_loopback_only(explorer: Any) -> None:
+    """Read from the kernel: one listener, on 127.0.0.1, whatever configurations say."""
+    table = Path("/proc/net/tcp")
+    if not table.exists():
+        pytest.skip("no /proc/net/tcp on this system")
+    listening = [
+        address
+        for address, port in map(_local, table.read_text().splitlines()[1:])
+        if port == explorer.port
+    ]
+    assert set(listening) == {"127.0.0.1"}
+    tcp6 = Path("/proc/net/tcp6")
+    if tcp6.exists():
+        ports = [line.split()[1].rsplit(":")[1] for line in tcp6.read_text().splitlines()[1:]]
+        assert f"{explorer.port:04X}" not in ports
+
+
+def _local(line: str) -> tuple[str, int]:
+    """Local address and port of a line of /proc/net/tcp (of any state: also of open visits)."""
+    address, port = line.split()[1].split(":")
+    return socket.inet_ntoa(struct.pack("=I", int(address, 16))), int(port, 16)
+
+
+@pytest.mark.parametrize("path", ["/", "/_stcore/health", "/_stcore/host-config"])
+def test_a_foreign_host_is_refused_everywhere(explorer: Any, path: str) -> None:
+    request = Request(explorer.url + path, headers={"Host": "evil.example"})
+    with pytest.raises(HTTPError) as refused:
+        urlopen(request, timeout=10)
+    assert refused.value.code == 403
+
+
+def test_a_foreign_host_is_refused_on_the_websocket(explorer: Any) -> None:
+    lines = (
+        "GET /_stcore/stream HTTP/1.1",
+        f"Host: evil.example:{explorer.port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    )
+    with socket.create_connection(("127.0.0.1", explorer.port), timeout=10) as wire:
+        wire.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        assert wire.recv(200).split(b"\r\n")[0].split()[1] == b"403"
+
+
+def test_the_launch_says_its_address_and_what_it_serves(explorer: Any) -> None:
+    assert explorer.url in explorer.said
+    assert str(explorer.folder / "planted") in explorer.said
+    assert str(explorer.folder / "runs") in explorer.said
