@@ -26,7 +26,15 @@ from ..models.hooked import HookedModel
 from ..models.hooks import site_hook
 from ..models.tokens import TokenBatch
 from ..models.types import HeadId, Site
-from .path_patching import Effects, Senders, end_states, head_sets, replaced_forward, single_heads
+from .path_patching import (
+    Effects,
+    Senders,
+    end_states,
+    head_sets,
+    replaced_forward,
+    single_heads,
+    unembed_ids,
+)
 
 _TOLERANCE = {True: 1e-4, False: 5e-2}  # float32 and wider; half precision
 
@@ -102,6 +110,8 @@ def _rows(
             elif bool(senders[:, layer].any()):
                 change = _patch(senders[:, layer], replacement[layer])
                 stack.enter_context(site_hook(model.module, model.anatomy, Site.Z, layer, change))
+        head = model.module.get_output_embeddings()
+        stack.enter_context(replaced_forward(head, unembed_ids(head, token_ids)))
         logits = model.module(
             input_ids=end_ids,
             attention_mask=_masks(model, batch, n_rows),
@@ -109,8 +119,7 @@ def _rows(
             past_key_values=cache,
             use_cache=True,
         ).logits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.gather(2, token_ids.to(logits.device)[:, None].expand(-1, n_rows, -1))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _restore(cache: DynamicCache, clean: list[tuple[Tensor, Tensor]]) -> None:

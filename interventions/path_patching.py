@@ -33,6 +33,7 @@ from ..models.tokens import TokenBatch
 from ..models.types import HeadId, Site
 
 GUARD_HEADS = 8
+_GUARD_TOKENS = 256
 Senders = Bool[Tensor, "row layer head"]
 
 
@@ -109,7 +110,8 @@ def direct_effects(
     A row is a set of heads whose `z` are taken from `replacement` (a corrupted run, zeros, means)
     while all others keep `original`; by default one row a head, layer by layer. `log_probs` reads
     the whole vocabulary and normalises. Work: `rows * (layers + 1) / 2` block evaluations a chain.
-    Memory beyond the model stays under `memory_mb` (one chain and one row at least).
+    The tensors beyond the model and the result stay under `memory_mb` (one chain and one row at
+    least); the C allocator may hold on to more of what was freed.
     """
     senders = single_heads(chain.model) if senders is None else senders
     _check_sweep(chain.model, original, replacement, token_ids, senders)
@@ -236,7 +238,7 @@ def _attention_outputs(
     a = o_proj(z.flatten(1))[:, None]  # [chain, 1, d_model]
     if not len(active):
         return a
-    wide = torch.promote_types(z.dtype, torch.float32)
+    wide = _wide(z.dtype)
     slices = head_output_weights(o_proj, model.anatomy.n_heads).to(wide)
     delta = einsum(new_z.to(wide) - z.to(wide), slices, "c head d_v, head d_v d -> c head d")
     rows = einsum(active.to(device=device, dtype=wide), delta, "row head, c head d -> c row d")
@@ -270,11 +272,10 @@ def _readout(
     ids = token_ids.repeat_interleave(n_rows, dim=0).to(flat.device)  # [chain * row, k]
     width = chain.model.anatomy.d_vocab if log_probs else ids.shape[1] * x.shape[2]
     step = max(1, memory_mb * 2**20 // (4 * width * flat.element_size()))
-    read = [
-        _tail(chain, flat[i : i + step], ids[i : i + step], log_probs)
-        for i in range(0, len(flat), step)
-    ]
-    return torch.cat(read).unflatten(0, (-1, n_rows))
+    read = torch.empty(ids.shape, dtype=_wide(flat.dtype), device=flat.device)
+    for i in range(0, len(flat), step):  # into one block: a list of pieces would scatter the heap
+        read[i : i + step] = _tail(chain, flat[i : i + step], ids[i : i + step], log_probs)
+    return read.unflatten(0, (-1, n_rows))
 
 
 def _tail(chain: EndChain, x: Tensor, ids: Tensor, log_probs: bool) -> Float[Tensor, "row k"]:
@@ -286,28 +287,33 @@ def _tail(chain: EndChain, x: Tensor, ids: Tensor, log_probs: bool) -> Float[Ten
             stack.enter_context(replaced_forward(block, _returning(x, tail)))
         if not log_probs:
             head = model.module.get_output_embeddings()
-            stack.enter_context(replaced_forward(head, _unembed_ids(head, ids)))
+            stack.enter_context(replaced_forward(head, unembed_ids(head, ids)))
         dummy = torch.zeros((len(x), 1), dtype=torch.long, device=model.device)
         output = model.module(
             input_ids=dummy, attention_mask=torch.ones_like(dummy), use_cache=False
         )
     logits = output.logits[:, 0]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(_wide(logits.dtype))
     if not log_probs:
         return logits
     return logits.log_softmax(-1).gather(1, ids.to(logits.device))
 
 
-def _unembed_ids(head: Any, ids: Int[Tensor, "row k"]) -> Callable[[Tensor], Tensor]:
-    """The unembedding restricted to each row's own token ids."""
+def unembed_ids(head: Any, ids: Int[Tensor, "row k"]) -> Callable[[Tensor], Tensor]:
+    """A forward for the unembedding that is restricted to each row's own token ids."""
 
-    def forward(hidden: Tensor) -> Tensor:
+    def forward(hidden: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos k"]:
         local = ids.to(head.weight.device)
-        logits = einsum(hidden[:, 0], head.weight[local], "row d, row k d -> row k")
+        logits = einsum(hidden, head.weight[local], "row pos d, row k d -> row pos k")
         bias = getattr(head, "bias", None)
-        return (logits if bias is None else logits + bias[local])[:, None]
+        return logits if bias is None else logits + bias[local][:, None]
 
     return forward
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Scores and deltas are kept in float32 or wider."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _frozen_deltas(
@@ -403,11 +409,11 @@ def _guard_gap(chain: EndChain, seed: int) -> float:
     heads = [anatomy.all_heads()[i] for i in chosen.tolist()]
     states = end_states(model, both)
     original = EndStates(states.resid_pre[:, :1], states.z[:, :1])
-    vocab = torch.arange(anatomy.d_vocab)[None]
-    effects = direct_effects(
-        chain, original, states.z[:, 1:], vocab, senders=head_sets(model, [[h] for h in heads])
-    )
+    some = torch.randperm(anatomy.d_vocab, generator=generator)[:_GUARD_TOKENS]
+    senders = head_sets(model, [[head] for head in heads])
+    effects = direct_effects(chain, original, states.z[:, 1:], some[None], senders=senders)
     oracle = frozen_pass_logits(model, both.ids[:1], states.z[:, 1], heads)
+    oracle = oracle[:, some.to(oracle.device)]
     gap = (effects.patched[0].to(oracle.device) - oracle).abs().max()
     return float(gap / oracle.std().clamp(min=1e-6))
 
@@ -437,7 +443,7 @@ def frozen_pass_logits(
         edits.append(Edit("set", units, z))
     with model.intervene(edits):
         logits = model.logits(batch, at="end")[:, 0]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.to(_wide(logits.dtype))
 
 
 # -- cutting the work to the memory budget --------------------------------------------------

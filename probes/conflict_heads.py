@@ -280,7 +280,7 @@ def _measure_unit(
         chosen = [items[i] for i in batch]
         if answers == "whole":
             return [_whole_answers(chain, chosen, form, c, memory_mb) for c in (0, 1)]
-        return [_first_tokens(chain, chosen, form, c, estimand, memory_mb) for c in (0, 1)]
+        return _first_tokens(chain, chosen, form, estimand, memory_mb)
 
     for batch, results in adaptive([unit], patch):
         rows = [place[i] for i in batch]
@@ -293,25 +293,24 @@ def _first_tokens(
     chain: EndChain,
     items: Sequence[ConflictItem],
     form: Form,
-    corruption: int,
     estimand: Estimand,
     memory_mb: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(change, clean) under each corruption; the uncorrupted run is shared."""
     model = chain.model
-    prompts, corrupted = (
-        [i.prompt(form) for i in items],
-        [_corrupted(i, form, corruption) for i in items],
-    )
-    batch, other = model.tokens(prompts), model.tokens(corrupted)
+    batch = model.tokens([item.prompt(form) for item in items])
     token_ids = torch.stack([_first_ids(model, item, form) for item in items])
-    replacement = end_states(model, other).z
-    if estimand == "direct":
-        effects = direct_effects(
-            chain, end_states(model, batch), replacement, token_ids, memory_mb=memory_mb
-        )
-    else:
-        effects = end_total_effects(model, batch, replacement, token_ids)
-    return _grid(model, effects.change), effects.clean.double().cpu().numpy()
+    original = end_states(model, batch)
+    results = []
+    for corruption in (0, 1):
+        corrupted = model.tokens([_corrupted(item, form, corruption) for item in items])
+        replacement = end_states(model, corrupted).z
+        if estimand == "direct":
+            effects = direct_effects(chain, original, replacement, token_ids, memory_mb=memory_mb)
+        else:
+            effects = end_total_effects(model, batch, replacement, token_ids)
+        results.append((_grid(model, effects.change), effects.clean.double().cpu().numpy()))
+    return results
 
 
 def _whole_answers(

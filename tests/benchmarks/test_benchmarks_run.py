@@ -1,0 +1,173 @@
+"""Each benchmark runs at toy size and prints its table; the sections of RESULTS.md stay apart."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+AGREEMENT = 1e-4
+
+linux = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is read from /proc"
+)
+
+
+@cache
+def toy(name: str) -> str:
+    """What `python benchmarks/NAME.py --toy` prints."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--toy"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"## {name}" in done.stdout
+    assert f"`python benchmarks/{name}.py --toy`" in done.stdout
+    return done.stdout
+
+
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """The Markdown tables of a text, a dictionary a row."""
+    found: list[list[dict[str, str]]] = []
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith("|--"):
+            columns = _cells(lines[i - 1])
+            rows = [_cells(row) for row in _while_table(lines[i + 1 :])]
+            found.append([dict(zip(columns, row, strict=True)) for row in rows])
+    return found
+
+
+def _while_table(lines: list[str]) -> list[str]:
+    stop = next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))
+    return lines[:stop]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_hook_overhead_compares_every_site_with_the_plain_pass() -> None:
+    (rows,) = tables(toy("hook_overhead"))
+    sites = {(row["captured"], row["kept at"]) for row in rows}
+    assert sites == {
+        (s, at) for s in ("nothing", "z", "neuron", "resid_pre") for at in ("all", "end")
+    }
+    for row in rows:
+        assert 0 < float(row["lowest"]) <= float(row["ratio"]) <= float(row["highest"])
+        rounded = 0.005  # the table shows three digits
+        assert float(row["ratio"]) < 1.10 + rounded or row["within 1.10"] == "NO"
+        assert float(row["ratio"]) > 1.10 - rounded or row["within 1.10"] == "yes"
+        assert (float(row["MB kept"]) > 0) == (row["captured"] != "nothing")
+        assert float(row["largest difference"]) < AGREEMENT
+
+
+def test_path_patching_agrees_with_the_naive_way() -> None:
+    direct, total, extrapolation = tables(toy("path_patching"))
+    assert len(direct) == len(total) == 4  # two models, two lengths
+    for row in direct + total:
+        assert float(row["difference"]) < AGREEMENT
+        assert float(row["effect"]) > 100 * AGREEMENT  # the equality could fail
+        assert all(float(row[key]) > 0 for key in ("faster", "+ runs", "ours passes"))
+    for row in extrapolation:
+        assert int(row["heads"]) == 12
+        assert float(row["difference over all heads"]) < AGREEMENT
+
+
+def test_flops_of_the_direct_sweep_follow_the_formula() -> None:
+    """GPT-2's block has 4 d^2 attention and 8 d^2 MLP weights: ratio 2 T (12 / 8) L / (L + 1)."""
+    direct, _, _ = tables(toy("path_patching"))
+    row = direct[0]
+    want = 2 * int(row["T"]) * 12 / 8 * 3 / 4
+    assert float(row["by FLOPs"]) == pytest.approx(want, rel=1e-2)
+
+
+@linux
+@pytest.mark.slow  # every figure is a process of its own
+def test_memory_is_measured_against_the_bound() -> None:
+    ((row,),) = tables(toy("path_patching_memory"))
+    live, bound = float(row["live MB"]), float(row["memory_mb"])
+    assert float(row["ratio"]) == pytest.approx(live / bound, rel=2e-2)
+    assert row["within bound"] == ("yes" if live < bound else "NO")
+    assert live > 0.5  # the sweep was seen
+
+
+def test_head_scoring_counts_in_forward_passes() -> None:
+    text = toy("head_scoring")
+    (rows,) = tables(text)
+    assert [row["estimand"] for row in rows] == ["direct", "total_end"]
+    for row in rows:
+        assert int(row["naive, passes"]) == 2 * 16
+        assert float(row["ours, passes"]) > 0
+        assert float(row["ratio"]) > 0
+        assert f"{row['estimand']}: 16 heads x 2 corruptions cost" in text
+
+
+def test_toy_figures_are_never_written() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "hook_overhead.py"), "--toy", "--write"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "toy figures" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def measuring() -> Any:
+    spec = importlib.util.spec_from_file_location("measuring", BENCHMARKS / "measuring.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["measuring"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_script_replaces_its_own_section_only(measuring: Any, tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    measuring.write_section(path, "first", "## first\n\nold")
+    measuring.write_section(path, "second", "## second\n\nkept")
+    before = path.read_text()
+    measuring.write_section(path, "first", "## first\n\nnew")
+    assert path.read_text() == before.replace("old", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["RESULTS.md"]
+
+
+def test_a_section_without_its_end_is_refused(measuring: Any, tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text("<!-- begin first -->\nlost\n")
+    with pytest.raises(ValueError, match="put the end marker back"):
+        measuring.write_section(path, "first", "new")
+    assert "lost" in path.read_text()
+
+
+def test_rounds_are_interleaved_after_one_warm_up(measuring: Any) -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = measuring.interleaved(calls, 3)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_ratios_are_taken_within_rounds(measuring: Any) -> None:
+    """A machine that slows down threefold between rounds changes no ratio."""
+    assert measuring.over((2.0, 6.0, 18.0), (1.0, 3.0, 9.0)) == 2.0
+
+
+def test_figures_keep_three_digits(measuring: Any) -> None:
+    text = measuring.table(("a", "b", "c", "d"), [(0.0001234, 1.23456, 1234.5, "x")])
+    assert text.splitlines()[-1].split() == ["|", "1e-04", "|", "1.23", "|", "1234", "|", "x", "|"]
