@@ -14,6 +14,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -49,6 +50,8 @@ def launch(
     taken, the host is not this machine's loopback or the server does not come up. Call it from
     the main thread.
     """
+    if find_spec("streamlit") is None:
+        raise LaunchError("the explorer needs Streamlit: pip install 'mnemoscope[app]'.")
     settings = settings_for(models, runs_root)
     check_place(host, port)
     server = subprocess.Popen(server_command(host, port), env=server_environment(settings))
