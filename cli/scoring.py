@@ -100,8 +100,9 @@ def score_heads(
     tell: Callable[[int, int], None],
 ) -> ScoreResult:
     """Load, elicit, patch, summarise and save; continues an interrupted run of the same kind."""
-    model = load_model(config.model, device=config.device, dtype=config.dtype)
     relation = relation_named(config.relation)
+    _check_templates(relation, config.templates)
+    model = load_model(config.model, device=config.device, dtype=config.dtype)
     key = {
         **asdict(config),
         "templates": list(config.templates),
@@ -246,6 +247,15 @@ def run_provenance(
         seed=config.seed,
         estimand=estimand,
     )
+
+
+def _check_templates(relation: Any, templates: tuple[int, ...]) -> None:
+    unknown = [t for t in templates if not 0 <= t < len(relation.templates)]
+    if unknown or not templates or len(set(templates)) < len(templates):
+        raise MnemoscopeError(
+            f"--templates {','.join(map(str, templates))}: {relation.name} has wordings 0 to "
+            f"{len(relation.templates) - 1}; name each at most once."
+        )
 
 
 def relation_named(name: str) -> Any:

@@ -157,6 +157,7 @@ def test_prune_dry_run_writes_nothing(command: Any, world: Any) -> None:
         (("heads", "score", "WORLD", "--relation", "captial"), 1, "capital"),
         (("heads", "score", "WORLD", "--form", "odd"), 1, "substitution or coherent"),
         (("heads", "score", "WORLD", "--templates", "one"), 2, "list of numbers"),
+        (("heads", "score", "WORLD", "--templates", "0,9"), 1, "has wordings 0 to 2"),
         (("heads", "score", "WORLD", "--relation", "capital"), 1, "planted"),
         (("study", "run", "none.py"), 1, "no study"),
     ],
