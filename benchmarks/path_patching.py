@@ -65,7 +65,7 @@ class Sizes:
     rounds: dict[int, int]
 
 
-FULL = Sizes({GPT2_SMALL: 8, LLAMA: 4}, {20: 7, 100: 5, 400: 3})
+FULL = Sizes({GPT2_SMALL: 8, LLAMA: 4}, {20: 5, 100: 3, 400: 3})
 TOY = Sizes({TINY_GPT2: 3, TINY_LLAMA: 2}, {5: 3, 12: 3})
 
 
