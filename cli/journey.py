@@ -1,4 +1,4 @@
-"""The first journey: which heads read the context, and what does the model say without them?"""
+"""The first journey: who speaks for an answer, and what does the model say without them?"""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.load import checkpoint_folder, load_model
 from ..models.types import HeadId
+from ..probes.conflict_heads import Role
 from ..probes.elicitation import conflict_items
 from ..probes.knowledge_conflict import Answer, compare, kept_answers, rates_table
 from ..results.controls import matched_random_heads
@@ -31,9 +32,11 @@ from ..results.run_folder import open_run
 from ..results.run_reading import load_run
 from .scoring import ScoreConfig, relation_named, run_provenance, score_heads
 
-CONDITIONS: tuple[Condition, ...] = ("closed", "agree", "substitution")
-CONFLICT: Condition = "substitution"
+CONFLICT: dict[Role, Condition] = {"memory": "coherent", "context": "qa"}
+"""The conflict form in which the other side has something to gain when a role is pruned."""
+WANTED: dict[Role, Role] = {"memory": "context", "context": "memory"}
 RANDOM_DRAWS = 5
+_SCORED = 10  # heads in the sets that are written; controls are drawn outside both
 _TOLERANCE = 1e-3
 
 
@@ -44,6 +47,7 @@ class JourneyConfig:
     model: str
     relation: str
     subjects: int
+    role: Role
     top: int
 
 
@@ -58,14 +62,21 @@ class Journey:
     figure: Path
 
     def rate_rows(self) -> list[tuple[object, ...]]:
-        """One row a model and condition: RM, RC, RO and the number of items."""
-        rows = []
-        for (label, condition), part in self.table.group_by(
-            "label", "condition", maintain_order=True
-        ):
-            rate = dict(zip(part["answer"], part["rate"], strict=True))
-            rows.append((label, condition, *(rate[k] for k in rate), part["n"][0]))
-        return rows
+        """One row a model and condition: RM, RC, RO, items; random draws by their median."""
+        drawn = polars.col("label").str.starts_with("random")
+        label = f"random heads, median of {RANDOM_DRAWS}"
+        named = self.table.with_columns(
+            polars.when(drawn).then(polars.lit(label)).otherwise(polars.col("label")).alias("label")
+        )
+        keys = ("label", "condition")
+        rates = named.group_by(*keys, "answer", maintain_order=True).agg(
+            polars.col("rate").median(), polars.col("n").first()
+        )
+        rows = rates.group_by(*keys, maintain_order=True).agg("rate", "n")
+        return [
+            (row["label"], row["condition"], *row["rate"], row["n"][0])
+            for row in rows.iter_rows(named=True)
+        ]
 
     def document(self) -> dict[str, Any]:
         """The result as JSON."""
@@ -88,15 +99,16 @@ def journey(
 ) -> Journey:
     """Score, prune, reload, ask again. Every finished step is kept and found again."""
     scored = score_heads(
-        ScoreConfig(config.model, config.relation, config.subjects, templates=(0,), top=config.top),
+        ScoreConfig(config.model, config.relation, config.subjects, templates=(0,), top=_SCORED),
         out / "runs",
         force=force,
         say=say,
         tell=tell,
     )
-    heads = load_head_set(scored.folder / "headset-context.json").ids
-    rivals = _other_heads(scored.folder)
-    checkpoint = _pruned(config, heads, out / "pruned", scored.folder.name, force, say)
+    heads = load_head_set(scored.folder / f"headset-{config.role}.json").top(config.top).ids
+    rivals = _best_heads(scored.folder, heads)
+    folder = out / f"pruned-{config.role}-{config.top}"
+    checkpoint = _pruned(config, heads, folder, scored.folder.name, force, say)
     key = {**asdict(config), "scores": scored.folder.name}
     with open_run(out / "runs", "demo", key, force=force) as run:
         if not run.finished:
@@ -112,10 +124,10 @@ def journey(
     )
 
 
-def _other_heads(folder: Path) -> tuple[HeadId, ...]:
-    """The memory heads: a control that happened to prune those would be no control."""
-    path = folder / "headset-memory.json"
-    return load_head_set(path).ids if path.is_file() else ()
+def _best_heads(folder: Path, but: Sequence[HeadId]) -> tuple[HeadId, ...]:
+    """Heads of either role besides these: a control that happened to prune them would be none."""
+    sets = [load_head_set(path).ids for path in sorted(folder.glob("headset-*.json"))]
+    return tuple(sorted({head for ids in sets for head in ids} - set(but)))
 
 
 def _pruned(
@@ -149,7 +161,8 @@ def _ask(
     facts = split_subjects(relation, 0)["tune"]
     items = conflict_items(model, relation, facts).items
     pruned = load_model(checkpoint)
-    _check_equal(model, pruned, heads, items[0].prompt(CONFLICT))
+    conditions: tuple[Condition, ...] = ("closed", "agree", "substitution", CONFLICT[config.role])
+    _check_equal(model, pruned, heads, items[0].prompt("substitution"))
     anatomy = model.anatomy
     draws = matched_random_heads(
         heads,
@@ -166,7 +179,7 @@ def _ask(
     ]
     answers: dict[str, tuple[Answer, ...]] = {}
     for done, (label, asked, edits) in enumerate(plans):
-        answers[label] = kept_answers(run, label, asked, items, CONDITIONS, edits)
+        answers[label] = kept_answers(run, label, asked, items, conditions, edits)
         tell(done + 1, len(plans))
     _finish(config, model, relation, run, answers)
 
@@ -179,9 +192,11 @@ def _finish(
     answers: dict[str, tuple[Answer, ...]],
 ) -> None:
     table = rates_table(answers)
-    run.append("verdict", {"lines": _verdict(answers)})
+    if "verdict" not in run.done:
+        run.append("verdict", {"lines": _verdict(answers, config.role)})
     shown = table.filter(
-        (polars.col("condition") == CONFLICT) & polars.col("label").is_in(["before", "pruned"])
+        (polars.col("condition") == CONFLICT[config.role])
+        & polars.col("label").is_in(["before", "pruned"])
     ).with_columns(polars.col("label").alias("condition"))
     figure = rates_figure(shown, title=f"{model.name}: answers under conflict")
     score = ScoreConfig(config.model, config.relation, config.subjects, templates=(0,))
@@ -193,19 +208,21 @@ def _finish(
     )
 
 
-def _verdict(answers: dict[str, tuple[Answer, ...]]) -> list[str]:
-    """The change of RM in words, beside what random heads of the same layers do."""
-    change = compare(answers["before"], answers["pruned"], CONFLICT, "memory")
+def _verdict(answers: dict[str, tuple[Answer, ...]], role: Role) -> list[str]:
+    """The change of the wanted rate in words, beside what random heads do, and its price."""
+    form, wanted = CONFLICT[role], WANTED[role]
+    before, rate = answers["before"], "RM" if wanted == "memory" else "RC"
+    change = compare(before, answers["pruned"], form, wanted)
     random = [
-        compare(answers["before"], given, CONFLICT, "memory").change.value
+        compare(before, given, form, wanted).change.value
         for label, given in answers.items()
         if label.startswith("random")
     ]
-    closed = compare(answers["before"], answers["pruned"], "closed", "memory").change.value
+    closed = compare(before, answers["pruned"], "closed", "memory").change.value
     low, high = float(np.min(random)), float(np.max(random))
     inside = low <= change.change.value <= high
     return [
-        f"RM under conflict changes by {change.change.value:+.3f} "
+        f"{rate} under {form} conflict changes by {change.change.value:+.3f} "
         f"(95 % interval {change.change.low:+.3f} to {change.change.high:+.3f}; "
         f"McNemar p = {change.mcnemar_p:.3g}).",
         f"{RANDOM_DRAWS} draws of random heads of the same or nearest layers: {low:+.3f} to "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,24 +21,28 @@ def demo(
         Path("demo_out")
     ),
     subjects: Annotated[int, typer.Option(min=4, help="Facts to find heads with.")] = 40,
-    top: Annotated[int, typer.Option(min=1, help="Context heads to prune.")] = 5,
+    role: Annotated[str, typer.Option(help="Which heads to prune: memory or context.")] = "memory",
+    top: Annotated[int, typer.Option(min=1, max=10, help="How many of them.")] = 1,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Score heads, prune the strongest context heads, reload, compare with random heads.
+    """Score heads, prune the strongest of one role, reload, compare with random heads.
 
-    Example: mnemoscope demo --out demo_out
+    Example: mnemoscope demo --role memory --top 1 --out demo_out
     """
     from ..journey import JourneyConfig, journey
 
-    config = JourneyConfig(model, relation, subjects, top)
+    if role not in ("memory", "context"):
+        raise typer.BadParameter(f"--role is {role!r}: use memory or context.")
+    which: Literal["memory", "context"] = "memory" if role == "memory" else "context"
+    config = JourneyConfig(model, relation, subjects, which, top)
     with progress("demo") as tell:
         result = journey(config, out, force=force, say=say, tell=tell)
     if json:
         print_json("demo", result.document())
         return
     show_table(
-        f"Answers to conflicting prompts, {len(result.heads)} context heads pruned",
+        f"Answers without {', '.join(result.heads)}, the best of the {role} heads",
         ("model", "condition", "memory (RM)", "context (RC)", "other (RO)", "items"),
         result.rate_rows(),
     )

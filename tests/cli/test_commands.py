@@ -224,18 +224,23 @@ def test_a_full_disk_is_said_and_keeps_what_is_done(
     assert going_on.code == 0, going_on.err
 
 
-def test_demo_runs_the_journey_twice(command: Any, world: Any) -> None:
-    args = ("demo", "--model", world.checkpoint, "--relation", world.relation, "--top", "1")
+@pytest.mark.parametrize(
+    ("role", "head", "form", "answer"),
+    [("memory", HeadId(1, 2), "coherent", "context"), ("context", HeadId(1, 5), "qa", "memory")],
+)
+def test_demo_runs_the_journey_twice(
+    command: Any, world: Any, role: str, head: HeadId, form: str, answer: str
+) -> None:
+    args = ("demo", "--model", world.checkpoint, "--relation", world.relation, "--role", role)
     first = command(*args, "--json")
+    assert first.code == 0, first.err
     record = json.loads(first.out)
-    assert first.code == 0
-    assert record["heads"] == [str(HeadId(1, 5))]
+    assert record["heads"] == [str(head)]
     rates = {(r["label"], r["condition"], r["answer"]): r["rate"] for r in record["rates"]}
-    assert (
-        rates["before", "substitution", "memory"] < rates["pruned", "substitution", "memory"] == 1
-    )
-    assert rates["pruned", "closed", "memory"] == 1
+    assert 0 < rates["before", form, answer] < rates["pruned", form, answer] == 1
+    assert rates["pruned", "closed", "memory"] == (1 if role == "context" else 0)
     assert Path(record["figure"]).is_file()
     second = command(*args)
     assert second.code == 0
     assert "is done already" in second.err
+    assert "random heads, median of 5" in words(second.err)
