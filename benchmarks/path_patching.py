@@ -43,7 +43,7 @@ NOTE = (
     "with the caching runs of both prompts on both sides (for END total effects they are inside "
     "ours). *by FLOPs*: the formulas of the columns beside it, which count block weights only "
     "(naive `2 H L T (p_attn + p_mlp) L`, direct `2 p_mlp H L(L+1)/2`, END total `2 (p_attn + "
-    "p_mlp) H L(L+1)/2`, each times B; END totals also unembed the vocabulary for every row and "
+    "p_mlp) H L(L+1)/2`, each times B; END totals also "
     "make three passes of their own: states, cache, check). *passes*: units of one plain Hugging "
     "Face forward pass of the same batch with logits at END, caching runs included. *difference* "
     "and *effect*: largest absolute difference of logits, and largest effect, of {tokens} random "
