@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
+from ..probes.conflict_heads import ROLES
 from . import cached
 from .charts import next_token_chart
 from .plain import as_text, told
-from .prompt_scores import ROLES
 from .scene import WITHOUT, Scene, reading
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
+from ..probes.conflict_heads import ROLES, Role
 from . import cached, selection
 from .charts import end_row_chart, pattern_chart
 from .forecast import LONGEST_WAIT, sweep_seconds
 from .head_grid import head_grid
 from .patterns import MOST_TOKENS, end_row_table, pattern_table, sharing
 from .plain import as_text, told
-from .prompt_scores import METHOD, ROLES, Role, quantity
+from .prompt_scores import METHOD, quantity
 from .run_scores import RunScores, grid_frame, runs_with_scores
 from .scene import Grid, Scene
 

@@ -13,16 +13,13 @@ the score is `-d(logit)` of that answer. One prompt gives no uncertainty: nothin
 
 from __future__ import annotations
 
-from typing import Literal
-
 import polars
 import torch
 
 from ..interventions.path_patching import EndChain, direct_effects, end_states
 from ..models.errors import MnemoscopeError
+from ..probes.conflict_heads import Role
 
-Role = Literal["memory", "context"]
-ROLES: tuple[Role, ...] = ("memory", "context")
 METHOD = "this prompt, zero ablation, direct effect"
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import polars
 import streamlit as st
 
+from ..probes.conflict_heads import Role
 from . import cached, selection
 from .answers import Answers, Question, first_ids
-from .prompt_scores import Role
 from .settings import Settings
 from .switched_off import Reading
 

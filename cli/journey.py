@@ -138,11 +138,11 @@ def _pruned(
     force: bool,
     say: Callable[[str], None],
 ) -> Path:
-    plan = plan_pruning(checkpoint_folder(config.model), heads)
     folder = out / run_id
     if folder.exists() and not force:
         verify_pruned(folder)
         return folder
+    plan = plan_pruning(checkpoint_folder(config.model), heads)
     say(plan.describe())
     folder.parent.mkdir(parents=True, exist_ok=True)
     return prune_checkpoint(plan, folder, force=force, manifest_extra={"run_id": run_id})

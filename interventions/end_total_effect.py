@@ -34,6 +34,7 @@ from .path_patching import (
     replaced_forward,
     single_heads,
     unembed_ids,
+    wide_type,
 )
 
 _TOLERANCE = {True: 1e-4, False: 5e-2}  # float32 and wider; half precision
@@ -119,7 +120,7 @@ def _rows(
             past_key_values=cache,
             use_cache=True,
         ).logits
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.to(wide_type(logits.dtype))
 
 
 def _restore(cache: DynamicCache, clean: list[tuple[Tensor, Tensor]]) -> None:
@@ -209,7 +210,7 @@ def hooked_end_logits(
     ]
     with model.intervene(edits):
         logits = model.logits(batch, at="end")[:, 0]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(wide_type(logits.dtype))
     return logits.gather(1, token_ids.to(logits.device))
 
 

@@ -238,7 +238,7 @@ def _attention_outputs(
     a = o_proj(z.flatten(1))[:, None]  # [chain, 1, d_model]
     if not len(active):
         return a
-    wide = _wide(z.dtype)
+    wide = wide_type(z.dtype)
     slices = head_output_weights(o_proj, model.anatomy.n_heads).to(wide)
     delta = einsum(new_z.to(wide) - z.to(wide), slices, "c head d_v, head d_v d -> c head d")
     rows = einsum(active.to(device=device, dtype=wide), delta, "row head, c head d -> c row d")
@@ -272,7 +272,7 @@ def _readout(
     ids = token_ids.repeat_interleave(n_rows, dim=0).to(flat.device)  # [chain * row, k]
     width = chain.model.anatomy.d_vocab if log_probs else ids.shape[1] * x.shape[2]
     step = max(1, memory_mb * 2**20 // (4 * width * flat.element_size()))
-    read = torch.empty(ids.shape, dtype=_wide(flat.dtype), device=flat.device)
+    read = torch.empty(ids.shape, dtype=wide_type(flat.dtype), device=flat.device)
     for i in range(0, len(flat), step):  # into one block: a list of pieces would scatter the heap
         read[i : i + step] = _tail(chain, flat[i : i + step], ids[i : i + step], log_probs)
     return read.unflatten(0, (-1, n_rows))
@@ -293,7 +293,7 @@ def _tail(chain: EndChain, x: Tensor, ids: Tensor, log_probs: bool) -> Float[Ten
             input_ids=dummy, attention_mask=torch.ones_like(dummy), use_cache=False
         )
     logits = output.logits[:, 0]
-    logits = logits.to(_wide(logits.dtype))
+    logits = logits.to(wide_type(logits.dtype))
     if not log_probs:
         return logits
     return logits.log_softmax(-1).gather(1, ids.to(logits.device))
@@ -311,7 +311,7 @@ def unembed_ids(head: Any, ids: Int[Tensor, "row k"]) -> Callable[[Tensor], Tens
     return forward
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide_type(dtype: torch.dtype) -> torch.dtype:
     """Scores and deltas are kept in float32 or wider."""
     return torch.promote_types(dtype, torch.float32)
 
@@ -443,7 +443,7 @@ def frozen_pass_logits(
         edits.append(Edit("set", units, z))
     with model.intervene(edits):
         logits = model.logits(batch, at="end")[:, 0]
-    return logits.to(_wide(logits.dtype))
+    return logits.to(wide_type(logits.dtype))
 
 
 # -- cutting the work to the memory budget --------------------------------------------------

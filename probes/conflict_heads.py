@@ -46,6 +46,7 @@ Form = Literal["substitution", "coherent"]
 Estimand = Literal["direct", "total_end"]
 Answers = Literal["first", "whole"]
 Role = Literal["memory", "context"]
+ROLES: tuple[Role, ...] = ("memory", "context")
 
 CORRUPTIONS = ("cf_subject", "cf_context")
 ITEMS_PER_UNIT = 8
@@ -192,12 +193,12 @@ def table(heads: ConflictHeads, model: HookedModel) -> polars.DataFrame:
             "head": head.head,
             "kv_head": model.anatomy.kv_of(head).kv_head,
         }
-        for role in ("memory", "context"):
-            interval = heads.memory if role == "memory" else heads.context
+        for role in ROLES:
+            interval = heads.interval(role)
             row[role] = float(interval.mean[at])
             row[f"{role}_low"] = float(interval.low[at])
             row[f"{role}_high"] = float(interval.high[at])
-            row[f"{role}_q"] = float((heads.memory_q if role == "memory" else heads.context_q)[at])
+            row[f"{role}_q"] = float(heads.q(role)[at])
         rows.append(row)
     return polars.DataFrame(rows)
 

@@ -8,9 +8,9 @@ import streamlit as st
 from mnemoscope.app import cached
 from mnemoscope.app.head_grid import head_grid
 from mnemoscope.app.plain import as_text, told
-from mnemoscope.app.prompt_scores import ROLES
 from mnemoscope.app.run_scores import grid_frame
 from mnemoscope.app.settings import settings_from_environment
+from mnemoscope.probes.conflict_heads import ROLES
 from mnemoscope.results.run_folder import (
     RunFolderError,
     RunInfo,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Slice = Literal[
     "facts_real",
@@ -16,17 +16,7 @@ Slice = Literal[
     "benign",
     "running",
 ]
-SLICES: tuple[Slice, ...] = (
-    "facts_real",
-    "facts_fictional",
-    "questions",
-    "passage_conflict",
-    "needles",
-    "copying",
-    "risk",
-    "benign",
-    "running",
-)
+SLICES: tuple[Slice, ...] = get_args(Slice)
 
 
 @dataclass(frozen=True)
