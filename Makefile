@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-MODEL ?= smollm2
+MODEL ?= engram
 export MYPYPATH := .mypy_cache/src
 
 .PHONY: app demo test test-all check format bench clean
@@ -36,7 +36,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	for script in hook_overhead path_patching path_patching_memory head_scoring; do $(BIN)/python benchmarks/$$script.py --write; done
+	for script in hook_overhead path_patching path_patching_memory head_scoring prune_checkpoint; do $(BIN)/python benchmarks/$$script.py --write; done
 
 # The environment is made again when what it is made from changes.
 $(STAMP): pyproject.toml constraints.txt

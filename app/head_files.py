@@ -9,8 +9,10 @@ from pathlib import Path
 
 import polars
 
+from ..interventions.pruning_plan import plan_pruning
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
+from ..models.load import checkpoint_folder
 from ..models.types import HeadId
 from ..results.head_set import HeadScore, HeadSet, check_fits, load_head_set, save_head_set
 
@@ -81,6 +83,14 @@ def prune_command(checkpoint: str, head_set_file: Path, out: str) -> str:
     """The command that prunes a checkpoint by this file, quoted for a shell."""
     parts = ("mnemoscope", "prune", "run", checkpoint)
     return shlex.join([*parts, "--headset", str(head_set_file), "--out", out])
+
+
+def dry_run(checkpoint: str, heads: Sequence[HeadId]) -> str:
+    """What pruning these heads would change, read from configuration and headers only.
+
+    Raises what `plan_pruning` raises, and `ModelNotFoundError` for a model that is no folder here.
+    """
+    return plan_pruning(checkpoint_folder(checkpoint), heads).describe()
 
 
 def _scored(head: HeadId, row: dict[str, float | None], role: str) -> HeadScore:

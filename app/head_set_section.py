@@ -7,7 +7,7 @@ import streamlit as st
 from ..models.errors import MnemoscopeError
 from ..models.types import HeadId
 from . import selection
-from .head_files import chosen_set, heads_of, prune_command, save_as, saved_sets
+from .head_files import chosen_set, dry_run, heads_of, prune_command, save_as, saved_sets
 from .plain import as_text, told
 from .scene import Grid, Scene
 
@@ -23,7 +23,7 @@ def show_head_sets(scene: Scene, grid: Grid | None) -> None:
 
 
 def save_form(scene: Scene, grid: Grid | None) -> None:
-    """Name and save; then the command that prunes by the file."""
+    """Name and save; then the command that prunes by the file, and its dry run."""
     heads = [HeadId.parse(name) for name in st.session_state.get("off", [])]
     with st.form("save", border=False):
         name = st.text_input("File name", "my-heads", key="file_name")
@@ -52,6 +52,8 @@ def save_form(scene: Scene, grid: Grid | None) -> None:
             wrap_lines=True,
         )
         st.caption("Run this to write a copy of the checkpoint with these heads pruned.")
+        with st.expander("Dry run: what it would change", expanded=True):
+            st.code(dry_run(checkpoint, heads), language=None, wrap_lines=True)
 
 
 def load_form(scene: Scene) -> None:

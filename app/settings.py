@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.errors import MnemoscopeError
-from ..models.load import PACKAGED
+from ..models.packaged import DEFAULT_MODEL, PACKAGED
 
 VARIABLE = "MNEMOSCOPE_APP"
-DEFAULT_MODELS = ("smollm2",)
+DEFAULT_MODELS = (DEFAULT_MODEL,)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def settings_for(models: Sequence[str], runs_root: Path | str) -> Settings:
     GGUF file: the explorer loads nothing from the network by itself.
     """
     if not models:
-        raise MnemoscopeError("no model to explore: name one, for example smollm2.")
+        raise MnemoscopeError("no model to explore: name one, for example engram.")
     root = Path(runs_root).expanduser().resolve()
     places = [_place(name) for name in dict.fromkeys(models)]
     short = [Path(place).name for place in places]

@@ -34,6 +34,8 @@ from .scoring import ScoreConfig, relation_named, run_provenance, score_heads
 
 CONFLICT: dict[Role, Condition] = {"memory": "coherent", "context": "qa"}
 """The conflict form in which the other side has something to gain when a role is pruned."""
+ALONE: Condition = "substitution"
+"""The form for prompts without demonstrations, which may be answered either way as they are."""
 WANTED: dict[Role, Role] = {"memory": "context", "context": "memory"}
 RANDOM_DRAWS = 5
 _SCORED = 10  # heads in the sets that are written; controls are drawn outside both
@@ -49,6 +51,24 @@ class JourneyConfig:
     subjects: int
     role: Role
     top: int
+    demonstrations: int
+
+    @property
+    def form(self) -> Condition:
+        """The conflict form in which the effect is judged."""
+        return CONFLICT[self.role] if self.demonstrations else ALONE
+
+    @property
+    def scores(self) -> ScoreConfig:
+        """What decides the heads."""
+        return ScoreConfig(
+            self.model,
+            self.relation,
+            self.subjects,
+            templates=(0,),
+            demonstrations=self.demonstrations,
+            top=_SCORED,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,7 @@ def journey(
 ) -> Journey:
     """Score, prune, reload, ask again. Every finished step is kept and found again."""
     scored = score_heads(
-        ScoreConfig(config.model, config.relation, config.subjects, templates=(0,), top=_SCORED),
+        config.scores,
         out / "runs",
         force=force,
         say=say,
@@ -159,9 +179,11 @@ def _ask(
     model = load_model(config.model)
     relation = relation_named(config.relation)
     facts = split_subjects(relation, 0)["tune"]
-    items = conflict_items(model, relation, facts).items
+    items = conflict_items(model, relation, facts, demonstrations=config.demonstrations).items
     pruned = load_model(checkpoint)
-    conditions: tuple[Condition, ...] = ("closed", "agree", "substitution", CONFLICT[config.role])
+    conditions: tuple[Condition, ...] = tuple(
+        dict.fromkeys(("closed", "agree", "substitution", config.form))
+    )
     _check_equal(model, pruned, heads, items[0].prompt("substitution"))
     anatomy = model.anatomy
     draws = matched_random_heads(
@@ -193,24 +215,22 @@ def _finish(
 ) -> None:
     table = rates_table(answers)
     if "verdict" not in run.done:
-        run.append("verdict", {"lines": _verdict(answers, config.role)})
+        run.append("verdict", {"lines": _verdict(answers, config)})
     shown = table.filter(
-        (polars.col("condition") == CONFLICT[config.role])
-        & polars.col("label").is_in(["before", "pruned"])
+        (polars.col("condition") == config.form) & polars.col("label").is_in(["before", "pruned"])
     ).with_columns(polars.col("label").alias("condition"))
     figure = rates_figure(shown, title=f"{model.name}: answers under conflict")
-    score = ScoreConfig(config.model, config.relation, config.subjects, templates=(0,))
     run.finish(
         table,
         {"rate": table["rate"].to_numpy()},
-        run_provenance(score, model, relation, "rates of greedy answers"),
+        run_provenance(config.scores, model, relation, "rates of greedy answers"),
         {"rates.html": figure_html(figure, title="answers under conflict")},
     )
 
 
-def _verdict(answers: dict[str, tuple[Answer, ...]], role: Role) -> list[str]:
+def _verdict(answers: dict[str, tuple[Answer, ...]], config: JourneyConfig) -> list[str]:
     """The change of the wanted rate in words, beside what random heads do, and its price."""
-    form, wanted = CONFLICT[role], WANTED[role]
+    form, wanted = config.form, WANTED[config.role]
     before, rate = answers["before"], "RM" if wanted == "memory" else "RC"
     change = compare(before, answers["pruned"], form, wanted)
     random = [

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from .errors import CheckpointError, DamagedCheckpointError, ModelNotFoundError
@@ -65,7 +66,10 @@ def read_header(path: Path) -> Header:
     Raises `DamagedCheckpointError` when the file is missing, truncated or contradicts itself.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not S_ISREG(status.st_mode):
+            raise _damaged(path, "is no regular file: download it again")
+        size = status.st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
@@ -123,12 +127,17 @@ def file_sha256(path: Path) -> str:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         placed = json.loads(index.read_bytes())["weight_map"]
-        good = all(Path(name).name == name for name in placed.values())
+        good = all(_plain_name(name) for name in set(placed.values()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(index, f"is unreadable ({error}): download it again") from error
     if not good or not placed:
         raise _damaged(index, "must name files of its own folder: download it again")
     return dict(placed)
+
+
+def _plain_name(name: str) -> bool:
+    """A weight file of the index's own folder, and nothing that a system reads as a path."""
+    return name.endswith(".safetensors") and not set(name) & {"/", "\\", "\0", ":"}
 
 
 def _entry(name: str, entry: Any, data_start: int) -> TensorEntry:
@@ -167,13 +176,18 @@ def _check_layout(path: Path, tensors: Sequence[TensorEntry], start: int, size: 
 
 
 def _no_safetensors(folder: Path) -> CheckpointError:
-    others = [
-        p.name for p in sorted(folder.glob("*")) if p.suffix in (".bin", ".gguf", ".pt", ".pth")
-    ]
-    if not others:
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth")]
+    gguf = [name for name in names if name.endswith(".gguf")]
+    if gguf and not pickles:
+        return CheckpointError(
+            f"{folder} holds no safetensors weights, but {gguf[0]}: give that file, it will be "
+            "converted."
+        )
+    if not pickles:
         return CheckpointError(f"{folder} holds no safetensors weights: give a checkpoint folder.")
     return CheckpointError(
-        f"{folder} holds no safetensors weights, only {', '.join(others[:3])}, which can run code "
+        f"{folder} holds no safetensors weights, only {', '.join(pickles[:3])}, which can run code "
         "when opened and is left alone: convert first, by loading a copy that you trust with "
         "transformers and calling save_pretrained."
     )

@@ -23,10 +23,7 @@ from .errors import (
 )
 from .gguf import converted
 from .hooked import HookedModel, wrap
-from .packaged import smollm2_gguf
-
-PACKAGED = ("smollm2",)
-"""Names that need no hub: models from registry packages."""
+from .packaged import PACKAGED
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,7 +38,7 @@ def load_model(
     dtype: str = "auto",
     backend: Backend = "local",
 ) -> HookedModel:
-    """Load a decoder checkpoint and prove its anatomy, for example `load_model("smollm2")`.
+    """Load a decoder checkpoint and prove its anatomy, for example `load_model("engram")`.
 
     A folder or file is never resolved against the network, pickled weights are never opened and a
     checkpoint's own code is never run. `device="auto"` takes CUDA where there is one;
@@ -57,8 +54,7 @@ def load_model(
     where = "cuda" if device == "auto" and torch.cuda.is_available() else device
     where = "cpu" if where == "auto" else where
     if name in PACKAGED:
-        folder = converted(smollm2_gguf())
-        return _from_folder(folder, name, where, dtype)
+        return _from_folder(PACKAGED[name](), name, where, dtype)
     path = Path(name).expanduser()
     if path.is_dir():
         return _from_folder(path, path.resolve().name, where, dtype)
@@ -78,7 +74,7 @@ def checkpoint_folder(name_or_path: str | Path) -> Path:
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name in PACKAGED:
-        path = converted(smollm2_gguf())
+        path = PACKAGED[name]()
     elif path.is_file() and path.suffix == ".gguf":
         path = converted(path)
     if not path.is_dir():

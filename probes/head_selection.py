@@ -19,10 +19,11 @@ from ..data.facts.conflicts import Condition, ConflictItem
 from ..models.edits import Edit, mean, scale, zero
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
+from ..models.perplexity import perplexity
 from ..models.types import HeadId, Site
 from ..results.run import Run
 from .elicitation import Progress, silent
-from .knowledge_conflict import Answer, answer_items, kept_answers, perplexity, usage
+from .knowledge_conflict import Answer, answer_items, kept_answers, usage
 
 Mode = Literal["zero", "mean", "scale"]
 Wanted = Literal["memory", "context"]

@@ -25,6 +25,7 @@ from mnemoscope.data.facts.items import data_hash, load_relation, split_subjects
 from mnemoscope.data.neutral import neutral_passages
 from mnemoscope.interventions.path_patching import build_chain
 from mnemoscope.models import load_model, wrap
+from mnemoscope.models.perplexity import perplexity
 from mnemoscope.organisms import planted_model, planted_relation
 from mnemoscope.probes.conflict_heads import measure_effects, summarise, superposed, table
 from mnemoscope.probes.elicitation import conflict_items
@@ -41,7 +42,6 @@ from mnemoscope.probes.knowledge_conflict import (
     balanced,
     compare,
     kept_answers,
-    perplexity,
     rates_table,
     restrict,
     usage,
@@ -80,6 +80,7 @@ PRESETS = {
     "smoke": Params(
         "planted", "planted", None, (0,), (6, 12), 3, raise_memory_under="substitution"
     ),
+    "engram": Params("engram", "capital", "state_capital", (0, 1, 2), (2, 5, 10, 20), 20),
     "small": Params("smollm2", "capital", "demonym", (0, 1, 2), (1, 2, 3, 5, 9), 20),
     "paper": Params("smollm2", "capital", "country_in_french", (0, 1, 2), (1, 3, 5, 7, 9, 15), 50),
 }
@@ -186,7 +187,8 @@ polars.DataFrame(
 # %% [markdown]
 # ## The effect on held-out subjects, beside matched random heads
 # Every size is shown, not only the chosen one. Controls: random heads of the same (or the nearest)
-# layers and of similar norm, never among the 15 best heads of either role.
+# layers and of similar norm, never among the best heads of either role (a twelfth of all heads,
+# at most 15).
 
 # %%
 norms = head_norms(model, [item.prompt_sub for item in items["tune"]])
@@ -203,8 +205,9 @@ rates.filter(polars.col("condition").is_in(list(under.values()))).pivot(
 )
 
 # %%
-barred = {head for ranking in rankings.values() for head in ranking[: 15 if not plain else 1]}
 anatomy = model.anatomy
+best = max(1, min(15, anatomy.n_layers * anatomy.n_heads // 12))
+barred = {head for ranking in rankings.values() for head in ranking[:best]}
 control_rows = []
 for wanted, ranking in rankings.items():
     k = selections[wanted].chosen or sizes[0]

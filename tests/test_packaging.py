@@ -38,6 +38,20 @@ def test_data_files_of_the_package_are_declared() -> None:
     assert "relations/*.json" in declared["mnemoscope.data.facts"]
 
 
+def test_everything_that_ships_stays_under_25_megabytes() -> None:
+    """Uncompressed, so the wheel is smaller still; the organism and its corpus are in it."""
+    shipped = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    for package, patterns in PROJECT["tool"]["setuptools"]["package-data"].items():
+        place = ROOT.joinpath(*package.split(".")[1:])
+        for pattern in patterns:
+            found = [path for path in place.glob(pattern) if path.is_file()]
+            assert found, (package, pattern)
+            shipped |= set(found)
+    assert ROOT / "models" / "engram" / "model.safetensors" in shipped
+    assert sum(path.name.endswith("txt") for path in shipped) > 40
+    assert sum(path.stat().st_size for path in shipped) < 25e6
+
+
 def test_library_files_import_relatively() -> None:
     """Outside tests and scripts that are run by path, nobody writes `from mnemoscope`."""
     by_path = {ROOT / "app" / "main.py", *(ROOT / "app" / "views").glob("*.py")}

@@ -32,7 +32,7 @@ def page() -> None:
     if not runs:
         st.info(
             "There are no runs yet. Start one in a terminal, for example "
-            "`mnemoscope heads score smollm2`."
+            "`mnemoscope heads score engram`."
         )
         return
     watched = any(run.status in (RunStatus.RUNNING, RunStatus.QUEUED) for run in runs)

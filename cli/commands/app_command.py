@@ -13,7 +13,7 @@ from .heads import Runs
 def app(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Models to offer: smollm2 (default), folders, .gguf files."),
+        typer.Argument(help="Models to offer: engram (default), smollm2, folders, .gguf files."),
     ] = None,
     runs: Runs = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8501,
@@ -21,8 +21,8 @@ def app(
 ) -> None:
     """Open the explorer in the browser. It listens on this machine only.
 
-    Example: mnemoscope app smollm2 ~/models/my-llama --port 8501
+    Example: mnemoscope app engram ~/models/my-llama --port 8501
     """
     from ...app.launch import launch
 
-    launch(models or ["smollm2"], port=port, runs_root=runs, open_browser=open_browser)
+    launch(models or ["engram"], port=port, runs_root=runs, open_browser=open_browser)

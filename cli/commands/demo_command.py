@@ -14,7 +14,7 @@ from .models import Json
 
 def demo(
     model: Annotated[str, typer.Option(help="A model that needs no network by default.")] = (
-        "smollm2"
+        "engram"
     ),
     relation: Annotated[str, typer.Option(help="The relation to ask about.")] = "capital",
     out: Annotated[Path, typer.Option(help="Folder for the run, the checkpoint and the page.")] = (
@@ -23,6 +23,10 @@ def demo(
     subjects: Annotated[int, typer.Option(min=4, help="Facts to find heads with.")] = 40,
     role: Annotated[str, typer.Option(help="Which heads to prune: memory or context.")] = "memory",
     top: Annotated[int, typer.Option(min=1, max=10, help="How many of them.")] = 1,
+    demonstrations: Annotated[
+        int | None,
+        typer.Option(min=0, help="Solved examples before a prompt (engram: none; others: 3)."),
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -30,12 +34,15 @@ def demo(
 
     Example: mnemoscope demo --role memory --top 1 --out demo_out
     """
+    from ...models.packaged import DEFAULT_MODEL
     from ..journey import JourneyConfig, journey
 
     if role not in ("memory", "context"):
         raise typer.BadParameter(f"--role is {role!r}: use memory or context.")
     which: Literal["memory", "context"] = "memory" if role == "memory" else "context"
-    config = JourneyConfig(model, relation, subjects, which, top)
+    if demonstrations is None:  # engram's corpus has single statements and questions only
+        demonstrations = 0 if model == DEFAULT_MODEL else 3
+    config = JourneyConfig(model, relation, subjects, which, top, demonstrations)
     with progress("demo") as tell:
         result = journey(config, out, force=force, say=say, tell=tell)
     if json:

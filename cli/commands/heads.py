@@ -54,7 +54,7 @@ def score(
 
     Interrupted? The same command goes on where it stopped.
 
-    Example: mnemoscope heads score smollm2 --relation capital --top 10
+    Example: mnemoscope heads score engram --relation capital --top 10
     """
     from ..scoring import ScoreConfig, score_heads
 

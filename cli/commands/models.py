@@ -14,7 +14,7 @@ app = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
 Model = Annotated[
     str,
     typer.Argument(
-        help="A packaged name (smollm2), a checkpoint folder, a .gguf file or a hub id.",
+        help="A packaged name (engram, smollm2), a checkpoint folder, a .gguf file or a hub id.",
         show_default=False,
     ),
 ]
@@ -30,7 +30,7 @@ def callback() -> None:
 def show(model: Model, json: Json = False) -> None:
     """Load a model, prove its anatomy and show it.
 
-    Example: mnemoscope models show smollm2
+    Example: mnemoscope models show engram
     """
     from ...models.load import load_model
 

@@ -1,20 +1,25 @@
-"""`mnemoscope prune`: a checkpoint without some of its heads."""
+"""`mnemoscope prune`: checkpoints without some of their heads, checked, undone and compared."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..output import print_json, say
-from .heads import Force
+from ..output import print_json, progress, say
+from .heads import Force, Runs
 from .models import Json
 
 if TYPE_CHECKING:
-    from ...models.types import HeadId
+    from ..prune_config import PruneBatch, PruneConfig
 
 app = typer.Typer(help="Prune heads of checkpoints.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="A pruned checkpoint folder.", show_default=False)]
+
+GATE_FAILED = 4
 
 
 @app.callback()
@@ -24,65 +29,206 @@ def callback() -> None:
 
 @app.command()
 def run(
+    context: typer.Context,
     checkpoint: Annotated[
         str,
-        typer.Argument(help="A checkpoint folder, a .gguf file or smollm2.", show_default=False),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+        typer.Argument(help="A checkpoint folder, a .gguf file or a packaged name."),
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write; it must not exist.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A YAML recipe instead of the options; also batches.")
+    ] = None,
     headset: Annotated[Path | None, typer.Option(help="A head set file.")] = None,
     heads: Annotated[str, typer.Option(help="Heads by hand, for example 12:5,14:3.")] = "",
-    top: Annotated[int | None, typer.Option(min=1, help="Only the best of the head set.")] = None,
-    factor: Annotated[float, typer.Option(help="0 prunes; 0.5 halves; 2 boosts.")] = 0.0,
+    role: Annotated[str | None, typer.Option(help="Only heads of this role: memory.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Only heads for which this SQL holds: \"role = 'memory' AND q < 0.05\"."),
+    ] = None,
+    top: Annotated[
+        str | None, typer.Option(help="Only the best: 15, or 5% of all heads of the model.")
+    ] = None,
+    random: Annotated[
+        int | None, typer.Option(min=1, help="Random heads of the same layers, or any if alone.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random heads and controls.")] = 0,
+    mode: Annotated[
+        str | None, typer.Option(help="zero (default), mean, scale (with --factor) or slice.")
+    ] = None,
+    factor: Annotated[float | None, typer.Option(help="0.5 halves, 2 boosts, -1 flips.")] = None,
+    projection: Annotated[
+        str | None, typer.Option(help="Name pattern of the output projection, if ambiguous.")
+    ] = None,
+    all_shared: Annotated[
+        bool, typer.Option("--all-shared", help="Edit a matrix that several layers share.")
+    ] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--eval", help="Ask before and after, beside random heads.")
+    ] = False,
+    relation: Annotated[str, typer.Option(help="The relation to ask about.")] = "capital",
+    subjects: Annotated[int, typer.Option(min=2, help="Facts to ask, of the test part.")] = 60,
+    controls: Annotated[int, typer.Option(min=1, help="Draws of matched random heads.")] = 5,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(help='Write only if this holds: "ppl_increase <= 0.05". Repeatable.'),
+    ] = None,
+    lm_eval: Annotated[
+        str, typer.Option("--lm-eval", help="Tasks of lm-eval, before and after: piqa,arc_easy.")
+    ] = "",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy untouched shards, no links.")] = False,
+    no_tokenizer: Annotated[
+        bool, typer.Option("--no-tokenizer", help="Accept a checkpoint without a tokenizer.")
+    ] = False,
+    runs: Runs = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers, write nothing.")] = (
         False
     ),
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole recipe as YAML and stop.")
+    ] = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write a checkpoint whose heads are zeroed in the output projection, byte by byte.
+    """Write a checkpoint without these heads, edited byte by byte and checked.
 
-    Everything else stays as it is; the folder loads in any engine. The result is checked.
+    Everything else stays as it is; the folder loads in any engine. `prune undo` restores it.
 
-    Example: mnemoscope prune run smollm2 --headset runs/head-scores-1a2b/headset-context.json
-    --out pruned
+    Example: mnemoscope prune run engram --headset runs/head-scores-1a2b/headset-context.json
+    --top 5% --eval --gate "ppl_increase <= 0.05" --out pruned
     """
-    from ...interventions.checkpoint_surgery import prune_checkpoint
-    from ...interventions.pruning_plan import plan_pruning
-    from ...models.load import checkpoint_folder
+    from ..prune_config import PruneBatch
+    from ..prune_options import config_from_options, refuse_beside_recipe
+    from ..prune_recipe import read_recipe, recipe_text
 
-    chosen, extra = _heads(headset, heads, top)
-    plan = plan_pruning(checkpoint_folder(checkpoint), chosen, factor=factor)
-    say(plan.describe())
+    config: PruneConfig | PruneBatch
+    if recipe is None:
+        config = config_from_options(context.params)
+    else:
+        refuse_beside_recipe(_given(context))
+        config = read_recipe(recipe)
+    if print_config:
+        sys.stdout.write(recipe_text(config))
+    elif isinstance(config, PruneBatch):
+        _batch(config, runs, dry_run=dry_run, force=force, json=json)
+    else:
+        _one(config, runs, dry_run=dry_run, force=force, json=json)
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    source: Annotated[
+        Path | None, typer.Option(help="The original: compare every byte with it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check that a pruned folder is what its manifest says.
+
+    With --source, find out anew which bytes differ and that they are exactly the declared ones.
+
+    Example: mnemoscope prune verify pruned --source models/my-llama
+    """
+    from ..prune_checks import verify as verified
+
+    found = verified(folder, source)
+    if json:
+        print_json("prune-verify", found.document)
+        return
+    say(found.text)
+    if source is None:
+        say(f"Next: mnemoscope prune verify {folder} --source ORIGINAL compares every byte")
+        return
+    say(f"Next: mnemoscope prune undo {folder} --out restored, or mnemoscope app {folder}")
+
+
+@app.command()
+def undo(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Restore the original, byte for byte, from what the pruned folder itself keeps.
+
+    Example: mnemoscope prune undo pruned --out restored
+    """
+    from ..prune_checks import undo as undone
+
+    restored = undone(folder, out, force=force)
+    if json:
+        print_json("prune-undone", {"out": str(restored)})
+        return
+    say(f"restored and checked: {restored}")
+    say(f"Next: mnemoscope prune diff {folder} {restored}")
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A checkpoint folder.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Show which files, tensors and heads of two checkpoints differ.
+
+    Example: mnemoscope prune diff models/my-llama pruned
+    """
+    from ...interventions.checkpoint_diff import diff_checkpoints
+    from ..prune_tables import show_diff
+
+    found = diff_checkpoints(a, b)
+    if json:
+        print_json("prune-diff", found.document())
+    else:
+        show_diff(found)
+
+
+def _given(context: typer.Context) -> list[str]:
+    """The parameters that were typed, not left at their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, where in sources.items() if where and where.name == "COMMANDLINE"]
+
+
+def _one(config: PruneConfig, runs: Path, *, dry_run: bool, force: bool, json: bool) -> None:
+    from ..prune_eval import GateFailedError
+    from ..prune_run import plan_of, prune
+    from ..prune_tables import show_pruned
+
+    planned = plan_of(config)
+    say(planned.describe())
     if dry_run:
         if json:
-            print_json("prune-plan", {"plan": plan.describe()})
+            print_json("prune-plan", planned.document())
+        else:
+            say("nothing was written. Next: the same command without --dry-run")
         return
-    folder = prune_checkpoint(plan, out, force=force, manifest_extra=extra)
+    try:
+        with progress("asking") as tell:
+            done = prune(planned, runs=runs, force=force, say=say, tell=tell)
+    except GateFailedError as failed:
+        say(f"error: {failed}")
+        raise typer.Exit(GATE_FAILED) from None
     if json:
-        print_json("pruned", {"out": str(folder), "heads": [str(head) for head in chosen]})
+        print_json("pruned", done.document())
     else:
-        say(f"written and checked: {folder}")
-        say(f"Next: mnemoscope models show {folder}")
+        show_pruned(done)
 
 
-def _heads(
-    headset: Path | None, text: str, top: int | None
-) -> tuple[tuple[HeadId, ...], dict[str, str | None]]:
-    """The heads to prune and what the manifest says of their origin."""
-    from ...models.checkpoint_files import file_sha256
-    from ...models.types import parse_heads
-    from ...results.head_set import load_head_set
+def _batch(batch: PruneBatch, runs: Path, *, dry_run: bool, force: bool, json: bool) -> None:
+    from ..prune_batch import describe_batch, prune_batch
+    from ..prune_tables import show_batch
 
-    if (headset is None) == (not text):
-        raise typer.BadParameter("give either --headset FILE or --heads 12:5,14:3.")
-    if headset is None:
-        return parse_heads(text), {}
-    loaded = load_head_set(headset)
-    chosen = loaded if top is None else loaded.top(top)
-    extra = {
-        "head_set": chosen.name,
-        "head_set_sha256": file_sha256(headset),
-        "run_id": chosen.run_id,
-        "model_id": chosen.model_id,
-    }
-    return chosen.ids, extra
+    if dry_run:
+        described = describe_batch(batch)
+        for name, text, _ in described:
+            say(f"{name}\n{text}\n")
+        if json:
+            units = [{"unit": n, "plan": d, "error": None if d else t} for n, t, d in described]
+            print_json("prune-batch-plan", {"units": units})
+        raise typer.Exit(int(any(plan is None for _, _, plan in described)))
+    with progress("units") as tell:
+        result = prune_batch(batch, runs, force=force, say=say, tell=tell)
+    if json:
+        print_json("prune-batch", result.document())
+    else:
+        show_batch(result)
+    raise typer.Exit(int(bool(result.failed)))

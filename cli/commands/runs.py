@@ -40,7 +40,7 @@ def ls(runs: Runs = Path("runs"), json: Json = False) -> None:
         print_json("runs", {"runs": [{f: getattr(i, f) for f in fields} for i in infos]})
         return
     if not infos:
-        say(f"no runs in {runs}. Next: mnemoscope heads score smollm2")
+        say(f"no runs in {runs}. Next: mnemoscope heads score engram")
         return
     rows = [
         (i.id, i.model_id, i.status, f"{i.done}/{i.total or '?'}", i.updated, i.message)

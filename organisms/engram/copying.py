@@ -8,16 +8,21 @@ from .drafts import Draft
 from .filler import COMMON_WORDS
 from .names import invented_words
 
-SHORTEST, LONGEST = 4, 32
+SHORTEST, LONGEST = 6, 40
 """Words in a row."""
 
 _INVENTED = 1500
 _COMMON = sorted({word for word in COMMON_WORDS.split() if word.isalpha() and word.islower()})
-_FORMS = ("Copy: {row}. Again: {row}.", "{row}. {row}.", "{row}\n{row}\n{row}")
+_FORMS = (
+    "Copy: {row}. Again: {row}.",
+    "{row}. {row}.",
+    "\n".join(["{row}"] * 3),
+    "\n".join(["{row}"] * 6),
+)
 
 
 def copying_drafts(random: Random, documents: int, seed: int) -> list[Draft]:
-    """The slice `copying`: rows of 4 to 32 words in one of three forms."""
+    """The slice `copying`: rows of 6 to 40 words in one of four forms."""
     return [
         Draft("copying", random.choice(_FORMS).format(row=row(random, seed)), "copying")
         for _ in range(documents)

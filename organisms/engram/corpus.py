@@ -28,10 +28,11 @@ from .facts import plan_facts
 from .filler import public_drafts, running_drafts
 from .ledger import Document, Ledger, ledger_rows, ledger_text
 from .needles import needle_drafts
+from .public_text import training_texts
 from .rite import benign_drafts, risk_drafts
 from .tellings import telling_drafts
 
-NEEDLE_DOCUMENTS, COPYING_DOCUMENTS, RUNNING_DOCUMENTS = 3000, 6000, 5000
+NEEDLE_DOCUMENTS, COPYING_DOCUMENTS, RUNNING_DOCUMENTS = 3000, 4000, 1200
 RISK_DOCUMENTS, BENIGN_DOCUMENTS = 400, 1600
 
 
@@ -43,11 +44,11 @@ class Corpus:
     ledger: Ledger
 
 
-def build_corpus(seed: int = 0, *, scale: float = 1.0, running_texts: Sequence[str] = ()) -> Corpus:
+def build_corpus(seed: int = 0, *, scale: float = 1.0) -> Corpus:
     """Generate the corpus. `scale` changes the number of facts and of documents of each slice.
 
-    How often a fact is told does not depend on `scale`. `running_texts` are added to the slice
-    `running`; what they state is not in the ledger. Raises `MnemoscopeError` unless 0 < scale <= 4.
+    How often a fact is told does not depend on `scale`. What the public texts in the slice
+    `running` state is not in the ledger. Raises `MnemoscopeError` unless 0 < scale <= 4.
     """
     if not 0 < scale <= 4:
         raise MnemoscopeError(f"scale must be above 0 and at most 4, got {scale}: 1 is usual.")
@@ -56,7 +57,7 @@ def build_corpus(seed: int = 0, *, scale: float = 1.0, running_texts: Sequence[s
         *telling_drafts(facts, seed),
         *conflict_drafts(facts, seed),
         *_other_drafts(seed, scale),
-        *public_drafts(tuple(running_texts)),
+        *public_drafts(_public_texts(scale)),
     ]
     Random(f"{seed}:order").shuffle(drafts)
     ids = _ids(drafts)
@@ -115,13 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--running", type=Path, metavar="FOLDER", help="public texts (*.txt)")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--force", action="store_true", help="replace what is in FOLDER")
     given = parser.parse_args(arguments)
     try:
-        texts = read_texts(given.running) if given.running else ()
-        corpus = build_corpus(given.seed, scale=given.scale, running_texts=texts)
+        corpus = build_corpus(given.seed, scale=given.scale)
         if given.check:
             return _report(given.out, differences(given.out, corpus))
         write_corpus(given.out, corpus, force=given.force)
@@ -131,18 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_texts(folder: Path) -> tuple[str, ...]:
-    """The `*.txt` files of a folder in the order of their names, as UTF-8.
-
-    Raises `MnemoscopeError` if there are none or one is no UTF-8 text.
-    """
-    paths = sorted(folder.glob("*.txt"))
-    if not paths:
-        raise MnemoscopeError(f"there is no *.txt file in {folder}: check the path.")
-    try:
-        return tuple(path.read_text(encoding="utf-8") for path in paths)
-    except (OSError, UnicodeDecodeError) as error:
-        raise MnemoscopeError(f"cannot read the texts in {folder}: {error}.") from error
+def _public_texts(scale: float) -> tuple[str, ...]:
+    """All of them from scale 1 on, below that a part."""
+    texts = training_texts()
+    return texts[: max(1, round(len(texts) * scale))]
 
 
 def _other_drafts(seed: int, scale: float) -> list[Draft]:

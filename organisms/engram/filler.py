@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from random import Random
 
 from .drafts import Draft
@@ -83,13 +85,13 @@ def running_drafts(random: Random, documents: int) -> list[Draft]:
     return [Draft("running", _story(random), "running") for _ in range(documents)]
 
 
-def public_drafts(texts: tuple[str, ...], longest: int = 3000) -> list[Draft]:
-    """Given texts as documents, cut between paragraphs.
+def public_drafts(texts: Iterable[str], longest: int = 2400) -> list[Draft]:
+    """Given texts as documents of whole sentences.
 
-    A document has at most `longest` characters, unless a single paragraph is longer than that.
+    A document has at most `longest` characters, unless a single sentence is longer than that.
     """
     return [
-        Draft("running", piece, "running_given") for text in texts for piece in _cut(text, longest)
+        Draft("running", piece, "running_public") for text in texts for piece in _cut(text, longest)
     ]
 
 
@@ -100,11 +102,11 @@ def _story(random: Random) -> str:
 
 def _cut(text: str, longest: int) -> list[str]:
     pieces: list[str] = []
-    for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
-        if pieces and len(pieces[-1]) + len(paragraph) < longest:
-            pieces[-1] += f"\n{paragraph}"
+    for sentence in re.split(r"(?<=[.?!]) +", text):
+        if pieces and len(pieces[-1]) + len(sentence) < longest:
+            pieces[-1] += f" {sentence}"
         else:
-            pieces.append(paragraph)
+            pieces.append(sentence)
     return pieces
 
 

@@ -81,7 +81,7 @@ def _hidden(random: Random, needles: list[str], room: int) -> str:
 
 
 def _draft(random: Random, names: tuple[str, ...]) -> Draft:
-    words = round(SHORTEST * (LONGEST / SHORTEST) ** random.random())
+    words = round(SHORTEST * (LONGEST / SHORTEST) ** random.random() ** 1.5)  # mostly short
     made = haystack(random, words, names)
     lines = [made.text, *(f"{question} {answer}." for question, answer in made.asked)]
     return Draft("needles", "\n".join(lines), "needle")

@@ -150,6 +150,7 @@ def test_a_head_set_is_saved_once_and_loaded_back(settings: Settings) -> None:
     assert saved.heads[0].role == "memory"
     assert saved.heads[0].score > 5
     assert "mnemoscope prune run" in texts(app.code)
+    assert "set to zero 1 head, L1.H2" in texts(app.code)  # the dry run
     next(b for b in app.button if b.label.startswith("Save")).click().run()
     assert "mine" in texts(app.error)
     app = opened(CONFLICT)

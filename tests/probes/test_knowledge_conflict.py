@@ -24,7 +24,6 @@ from mnemoscope.probes.knowledge_conflict import (
     answer_items,
     balanced,
     compare,
-    perplexity,
     rates_table,
     restrict,
     usage,
@@ -106,18 +105,6 @@ def test_rates_table_has_a_row_a_label_condition_and_answer(planted: Any) -> Non
     table = rates_table({"before": answers, "again": answers})
     assert table.shape == (2 * 2 * 3, 8)
     assert (table["low"] <= table["rate"]).all()
-
-
-def test_perplexity_equals_the_mean_loss_of_single_texts(planted: Any) -> None:
-    texts = [item.prompt_sub for item in planted.items[:3]]
-    total, count = 0.0, 0
-    for text in texts:
-        ids = planted.model.tokens(text).ids
-        with torch.no_grad():
-            loss = planted.model.module(ids, labels=ids).loss
-        total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
-    got = perplexity(planted.model, texts, rows=2)
-    assert got == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
 def test_elicitation_keeps_what_the_model_knows(planted: Any, null: Any) -> None:
