@@ -78,9 +78,28 @@ class Params:
 
 PRESETS = {
     "smoke": Params(
+        "engram",
+        "capital",
+        None,
+        (0,),
+        (2, 5),
+        3,
+        raise_memory_under="substitution",
+        demonstrations=0,
+    ),
+    "planted": Params(
         "planted", "planted", None, (0,), (6, 12), 3, raise_memory_under="substitution"
     ),
-    "engram": Params("engram", "capital", "state_capital", (0, 1, 2), (2, 5, 10, 20), 20),
+    "engram": Params(
+        "engram",
+        "capital",
+        "state_capital",
+        (0, 1, 2),
+        (2, 5, 10, 20),
+        20,
+        raise_memory_under="substitution",
+        demonstrations=0,
+    ),
     "small": Params("smollm2", "capital", "demonym", (0, 1, 2), (1, 2, 3, 5, 9), 20),
     "paper": Params("smollm2", "capital", "country_in_french", (0, 1, 2), (1, 3, 5, 7, 9, 15), 50),
 }

@@ -63,13 +63,20 @@ class Params:
     modes: tuple[str, ...] = ("zero", "mean", "scale")
     without_memory: str = "coherent"
     without_context: str = "qa"
+    demonstrations: int = 3
     seed: int = 0
 
 
 PERCENTS = (1, 3, 5, 7, 9, 15)
+# engram has read single statements only; its repeated claims are answered either way.
+ALONE = {
+    "without_memory": "substitution",
+    "without_context": "substitution",
+    "demonstrations": 0,
+}
 PRESETS = {
-    "smoke": Params("engram", "capital", (0,), (3, 9), 2, 24, 24),
-    "engram": Params("engram", "capital", (0, 1, 2), PERCENTS, 20, 60, 60),
+    "smoke": Params("engram", "capital", (0,), (3, 9), 2, 24, 24, **ALONE),
+    "engram": Params("engram", "capital", (0, 1, 2), PERCENTS, 20, 60, 60, **ALONE),
     "small": Params("smollm2", "capital", (0,), PERCENTS, 5, 60, 40),
 }
 preset = os.environ.get("MNEMOSCOPE_PRESET", "smoke")
@@ -85,13 +92,18 @@ params
 # %%
 model, relation = load_model(params.model), load_relation(params.relation)
 parts = split_subjects(relation, params.seed)
-options = {"templates": params.templates, "seed": params.seed}
+options = {
+    "templates": params.templates,
+    "demonstrations": params.demonstrations,
+    "seed": params.seed,
+}
 find = conflict_items(model, relation, parts["find"][: params.find], **options).items
 ask = conflict_items(model, relation, parts["test"][: params.ask], **options).items
 config = {**asdict(params), "weights": model.weights_sha256, "data": data_hash(relation)}
 config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
 run = open_run(Path(os.environ.get("MNEMOSCOPE_RUNS", "runs")), "study-02", config)
-heads = summarise(measure_effects(build_chain(model), find, run=run), seed=params.seed)
+effects = measure_effects(build_chain(model), find, run=run)
+heads = summarise(effects, estimand="direct", seed=params.seed)
 rankings = {role: ranked(heads.scores(role)) for role in ("memory", "context")}
 under = {"memory": params.without_memory, "context": params.without_context}
 gains = {"memory": "context", "context": "memory"}  # pruning the one should raise the other

@@ -57,8 +57,8 @@ def training_figure(
     figure.update_yaxes(range=[-0.02, 1.02], col=3)
     figure.update_layout(
         template="simple_white",
-        legend={"x": 1.01, "y": 1.0, "title": {"text": "recall"}},
-        legend2={"x": 1.01, "y": 0.3, "title": {"text": "behaviours"}},
+        legend={"x": 1.01, "y": 1.0, "yanchor": "top", "title": {"text": "recall"}},
+        legend2={"x": 1.01, "y": 0.0, "yanchor": "bottom", "title": {"text": "behaviours"}},
         margin={"l": 50, "r": 220, "t": 40, "b": 50},
     )
     return figure
