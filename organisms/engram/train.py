@@ -94,7 +94,7 @@ def train(folder: Path, settings: Settings, *, device: str = "cpu") -> Path:
     """Train into `folder`, or go on where a training with the same settings was interrupted.
 
     Returns the folder of the checkpoint. Raises `RunFolderError` if `folder` holds a training with
-    other settings or a damaged state, or cannot be written.
+    other settings or a damaged state, or cannot be written, `MnemoscopeError` before PyTorch 2.9.
     """
     corpus = build_corpus(settings.seed, scale=settings.corpus_scale)
     open_training(folder, asdict(settings))
@@ -126,6 +126,10 @@ class _Update:
 
 
 def _begin(settings: Settings, device: str) -> Training:
+    if not hasattr(torch.optim, "Muon"):
+        raise MnemoscopeError(
+            f"PyTorch {torch.__version__} has no Muon optimiser: train with 2.9 or later."
+        )
     torch.manual_seed(settings.seed)
     model = LlamaForCausalLM(model_config(settings)).to(device).train()
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
