@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import polars
-import torch
 
 from ..data.facts.conflicts import Condition
 from ..data.facts.items import split_subjects
@@ -30,6 +29,7 @@ from ..results.report import figure_html
 from ..results.run import Run
 from ..results.run_folder import open_run
 from ..results.run_reading import load_run
+from .prune_eval import reload_gap
 from .scoring import ScoreConfig, relation_named, run_provenance, score_heads
 
 CONFLICT: dict[Role, Condition] = {"memory": "coherent", "context": "qa"}
@@ -255,11 +255,9 @@ def _check_equal(
     model: HookedModel, pruned: HookedModel, heads: Sequence[HeadId], prompt: str
 ) -> None:
     """The reloaded checkpoint must say what the hooked model says."""
-    batch = model.tokens(prompt)
-    with model.intervene([zero(heads)]):
-        hooked = model.logits(batch, at="end")
-    gap = float((pruned.logits(batch, at="end") - hooked).abs().max())
-    if not gap <= _TOLERANCE * max(1.0, float(torch.abs(hooked).max())):
+    gap = reload_gap(model, pruned, [zero(heads)], prompt)
+    if not gap <= _TOLERANCE:
         raise MnemoscopeError(
-            f"the pruned checkpoint differs from the hooked model by {gap:.3g} logits."
+            f"the pruned checkpoint differs from the hooked model by {gap:.3g} of the largest "
+            "logit."
         )

@@ -6,7 +6,6 @@ finished with a summary table. The same command then tries the units that failed
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from typing import Any
 
 import polars
 
-from ..interventions.pruning_plan import MANIFEST
-from ..models.checkpoint_files import file_sha256
+from ..interventions.prune_manifest import raw_manifest
 from ..models.errors import MnemoscopeError
 from ..results.errors import RunFolderError
 from ..results.provenance import JSON, collect_provenance
 from ..results.run import Run
 from ..results.run_folder import open_run
+from .prune_checks import verify
 from .prune_config import Evaluate, PruneBatch, PruneConfig
 from .prune_run import Loaded, plan_of, prune
 
@@ -159,16 +158,13 @@ def _already_written(config: PruneConfig) -> dict[str, Any] | None:
     """The result of an intact folder that this very unit wrote before it could be logged."""
     folder = Path(config.output.path)
     try:
-        record = json.loads((folder / MANIFEST).read_bytes())
-        if record["extra"]["recipe"] != config.document():
+        record = raw_manifest(folder)
+        if record is None or record["extra"]["recipe"] != config.document():
             return None
-        hashes = {name: entry["sha256_after"] for name, entry in record["shards"].items()}
-        for name, expected in {**hashes, **record["files"]}.items():
-            if expected is not None and file_sha256(folder / name) != expected:
-                return None
+        verify(folder, None)
         heads = [f"L{entry['layer']}.H{entry['head']}" for entry in record["heads"]]
         return {"heads": heads, "evaluation": record["extra"].get("evaluation")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (MnemoscopeError, OSError, KeyError, TypeError, AttributeError):
         return None  # not there or not ours: pruning says what is wrong with it
 
 

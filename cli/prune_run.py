@@ -64,7 +64,7 @@ class Planned:
     def document(self) -> dict[str, Any]:
         """The plan as JSON, with the resolved recipe."""
         return {
-            "plan": plan_document(self.plan),
+            "plan": self.plan.document(),
             "notes": list(self.chosen.notes),
             "recipe": self.config.document(),
         }
@@ -165,22 +165,6 @@ def prune(
         tasks = run_tasks(planned.folder, folder, config.lm_eval)
         say(f"lm-eval  {save_tasks(folder, tasks)}")
     return Pruned(folder, planned.heads, found, gap, tuple(tasks))
-
-
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON."""
-    if isinstance(plan, PruningPlan):
-        return plan.document()
-    return {
-        "source": str(plan.source),
-        "mode": "slice",
-        "heads": [str(head) for head in plan.heads],
-        "heads_per_layer": plan.n_heads,
-        "kv_heads_per_layer": plan.n_kv_heads,
-        "removed_parameters": plan.removed_parameters,
-        "removed_bytes": plan.removed_bytes,
-        "disk_bytes": plan.masking.disk_bytes,
-    }
 
 
 def _plan(

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from ..models.errors import MnemoscopeError
+from ..results.study import PRESET_VARIABLE
 
 CELL_TIMEOUT_S = 6 * 3600
-PRESET_VARIABLE = "MNEMOSCOPE_PRESET"
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from ..models.types import HeadId
 from ..results.provenance import JSON
 from .pruning_source import read_source
 from .pruning_text import counted
-from .safetensors_bytes import CHUNK, row_pieces
+from .safetensors_bytes import CHUNK, read_exactly, row_pieces
 
 Kind = Literal["changed", "only in a", "only in b", "other shape"]
 
@@ -180,8 +179,10 @@ def _differing(
     total, found = 0, set()
     with path_a.open("rb") as first, path_b.open("rb") as second:
         for start, stop, row in _pieces(old):
-            left = _read(first, old.offset + start, stop - start)
-            right = _read(second, new.offset + start, stop - start)
+            first.seek(old.offset + start)
+            second.seek(new.offset + start)
+            left = read_exactly(first, stop - start, path_a)
+            right = read_exactly(second, stop - start, path_b)
             if left == right:
                 continue
             differs = np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)
@@ -211,11 +212,3 @@ def _heads(differs: np.ndarray, tensor: TensorEntry, row: int, anatomy: Anatomy)
     else:
         units = np.flatnonzero(matrix.any(axis=0)) // (tensor.n_bytes // n_rows // n_columns)
     return {int(unit) // anatomy.d_v for unit in units}
-
-
-def _read(file: BinaryIO, offset: int, n_bytes: int) -> bytes:
-    file.seek(offset)
-    data = file.read(n_bytes)
-    if len(data) < n_bytes:
-        raise CheckpointError(f"{os.fspath(file.name)} became shorter while it was read.")
-    return data

@@ -26,6 +26,7 @@ from .prune_manifest import (
     MANIFEST_SCHEMA,
     Written,
     card,
+    is_pruned,
     manifest_record,
     plain_json,
     raw_manifest,
@@ -98,11 +99,6 @@ def prune_checkpoint(
         write_file(folder / CARD, card(plan))
         check_written(plan, folder)
     return out
-
-
-def is_pruned(folder: Path) -> bool:
-    """True for a folder that `prune_checkpoint` wrote."""
-    return (folder / MANIFEST).is_file()
 
 
 def _needed_bytes(plan: PruningPlan, out: Path, copy_untouched: bool) -> int:

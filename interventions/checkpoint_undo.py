@@ -6,12 +6,10 @@ from pathlib import Path
 
 from ..models.checkpoint_files import TensorEntry, file_sha256, read_header, read_shards
 from ..models.errors import DamagedCheckpointError
-from .new_folder import can_share, existing_parent, new_folder, share_or_copy
-from .prune_manifest import Manifest, edits_of, read_manifest
+from .new_folder import SPARE, can_share, existing_parent, new_folder, share_or_copy
+from .prune_manifest import Manifest, edits_of, is_pruned, read_manifest
 from .pruning_plan import BEFORE, DELTA, MANIFEST
 from .safetensors_bytes import TensorEdit, copy_edited, restoring
-
-_SPARE = 2**20
 
 
 def undo_pruning(pruned: Path, out: Path, *, force: bool = False) -> Path:
@@ -62,12 +60,12 @@ def _needed_bytes(pruned: Path, record: Manifest, out: Path) -> int:
     linked = can_share(pruned, existing_parent(out))
     shards = [n for n in record.shards if record.edits[n] or not linked]
     names = (*shards, *record.files, *record.undo)
-    return sum((pruned / name).stat().st_size for name in names) + _SPARE
+    return sum((pruned / name).stat().st_size for name in names) + SPARE
 
 
 def _is_ours(old: Path, names: set[str]) -> bool:
     found = {path.relative_to(old).as_posix() for path in old.rglob("*") if not path.is_dir()}
-    return (old / MANIFEST).is_file() or found == names
+    return is_pruned(old) or found == names
 
 
 def _restore_shards(pruned: Path, record: Manifest, folder: Path) -> None:

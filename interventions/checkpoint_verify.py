@@ -108,7 +108,7 @@ def _hashes(out: Path, record: Manifest) -> tuple[list[str], int, tuple[str, ...
     expected = {name: shard.after for name, shard in record.shards.items()}
     expected |= record.files
     expected |= record.undo
-    wrong = [found for name, sha in expected.items() if (found := _problem(out, name, sha))]
+    wrong = [found for name, sha in expected.items() if (found := file_problem(out, name, sha))]
     unhashed = [name for name, sha in expected.items() if sha is None]
     for name, size in record.sizes.items():
         if (out / name).is_file() and (out / name).stat().st_size != size:
@@ -116,7 +116,8 @@ def _hashes(out: Path, record: Manifest) -> tuple[list[str], int, tuple[str, ...
     return list(dict.fromkeys(wrong)), len(expected) - len(unhashed) - len(wrong), tuple(unhashed)
 
 
-def _problem(folder: Path, name: str, sha256: str | None) -> str | None:
+def file_problem(folder: Path, name: str, sha256: str | None) -> str | None:
+    """What is wrong with one file: missing, unreadable or, where a hash is given, changed."""
     if not (folder / name).is_file():
         return f"{name} is missing"
     try:

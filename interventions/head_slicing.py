@@ -16,8 +16,17 @@ from ..models.checkpoint_files import file_sha256
 from ..models.errors import CheckpointError, DamagedCheckpointError
 from ..models.types import HeadId
 from ..results.provenance import JSON, utc_now
+from .checkpoint_verify import file_problem
 from .new_folder import new_folder, write_file
-from .prune_manifest import CARD, plain_json, raw_manifest
+from .prune_manifest import (
+    CARD,
+    card_of,
+    is_pruned,
+    plain_json,
+    raw_manifest,
+    source_record,
+    with_section,
+)
 from .pruning_plan import MANIFEST
 from .pruning_text import counted
 from .safetensors_bytes import compare_edited, copy_edited
@@ -57,7 +66,7 @@ def slice_checkpoint(
         plan.source,
         plan.masking.disk_bytes,
         force=force,
-        replaceable=lambda folder: (folder / MANIFEST).is_file(),
+        replaceable=is_pruned,
     ) as folder:
         if _planned_again(plan) != plan:
             raise CheckpointError(f"{plan.source} has changed since it was planned: plan again.")
@@ -84,13 +93,7 @@ def verify_sliced(out: Path, source: Path | None = None) -> None:
         heads = [HeadId(entry["layer"], entry["head"]) for entry in record["heads"]]
     except (TypeError, KeyError, AttributeError) as error:
         raise DamagedCheckpointError(f"{out / MANIFEST} is damaged ({error!r}).") from error
-    missing = [name for name in expected if not (out / name).is_file()]
-    wrong = [f"{name} is missing" for name in missing]
-    wrong += [
-        f"{name} has changed"
-        for name in expected.keys() - set(missing)
-        if file_sha256(out / name) != expected[name]
-    ]
+    wrong = [found for name, sha in expected.items() if (found := file_problem(out, name, sha))]
     if wrong:
         raise DamagedCheckpointError(
             f"{out} is not what its manifest says: {'; '.join(sorted(wrong))}. Slice the source "
@@ -160,14 +163,7 @@ def _manifest(
         "kv_heads_per_layer": {"before": masking.n_kv_heads, "after": plan.n_kv_heads},
         "head_dim": plan.d_head,
         "extra": extra,
-        "source": {
-            "path": str(plan.source),
-            "hub_id": masking.hub_id,
-            "revision": masking.revision,
-            "model_type": masking.model_type,
-            "licence": masking.licence,
-            "manifest": raw_manifest(plan.source),
-        },
+        "source": source_record(masking),
         "shards": {
             shard.name: {
                 "sha256_before": hashes[shard.name][0],
@@ -194,8 +190,7 @@ def _cut_record(cut: TensorCut) -> dict[str, Any]:
 
 def _card(plan: SlicingPlan) -> bytes:
     """The source's model card, or a new one, with a section on what was removed."""
-    path, name = plan.source / CARD, plan.source.name
-    card = path.read_bytes() if path.is_file() else f"# {name}, edited\n".encode()
+    name = plan.source.name
     section = (
         f"\n## Attention heads removed\n\n"
         f"This copy of `{name}` lacks {counted(len(plan.heads), 'attention head')}, cut out of the "
@@ -205,4 +200,4 @@ def _card(plan: SlicingPlan) -> bytes:
         f"query heads of the source, counted from zero: {', '.join(map(str, plan.heads))}. Hashes "
         f"are in `{MANIFEST}`.\n"
     )
-    return card + (b"" if card.endswith(b"\n") else b"\n") + section.encode()
+    return with_section(card_of(plan.source, name), section)

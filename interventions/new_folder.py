@@ -27,6 +27,9 @@ from .safetensors_bytes import copy_edited
 if sys.platform != "win32":
     import fcntl
 
+SPARE = 2**20
+"""Bytes that a new folder needs for its notes and its own entries, beside the files it holds."""
+
 _FICLONE = 0x40049409  # linux/fs.h
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 

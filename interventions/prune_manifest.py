@@ -78,14 +78,7 @@ def manifest_record(
         "all_shared": plan.all_shared,
         "heads": [_head_record(plan, head, extra) for head in plan.heads],
         "extra": extra,
-        "source": {
-            "path": str(plan.source),
-            "hub_id": plan.hub_id,
-            "revision": plan.revision,
-            "model_type": plan.model_type,
-            "licence": plan.licence,
-            "manifest": raw_manifest(plan.source),
-        },
+        "source": source_record(plan),
         "shards": {
             shard.name: {
                 "sha256_before": written[shard.name].before,
@@ -102,6 +95,18 @@ def manifest_record(
     }
 
 
+def source_record(plan: PruningPlan) -> dict[str, Any]:
+    """Where the checkpoint came from; the source's own manifest if it was pruned itself."""
+    return {
+        "path": str(plan.source),
+        "hub_id": plan.hub_id,
+        "revision": plan.revision,
+        "model_type": plan.model_type,
+        "licence": plan.licence,
+        "manifest": raw_manifest(plan.source),
+    }
+
+
 def edit_record(edit: TensorEdit) -> dict[str, Any]:
     """One tensor; `ranges` are `[offset, stride, length, count]` in bytes of the file."""
     return {
@@ -112,6 +117,11 @@ def edit_record(edit: TensorEdit) -> dict[str, Any]:
         "blocks": [list(block) for block in edit.blocks],
         "ranges": [[r.offset, r.stride, r.length, r.count] for r in edit.ranges],
     }
+
+
+def is_pruned(folder: Path) -> bool:
+    """True for a folder that pruning or slicing wrote."""
+    return (folder / MANIFEST).is_file()
 
 
 def raw_manifest(folder: Path) -> dict[str, Any] | None:
@@ -175,10 +185,8 @@ def edits_of(record: Manifest, shard: str, header: Header) -> tuple[TensorEdit, 
 
 def card(plan: PruningPlan) -> bytes:
     """The source's model card, or a new one, with a section on what was done."""
-    path = plan.source / CARD
     name = plan.source.name if plan.hub_id is None else plan.hub_id
     done = "set to zero" if plan.factor == 0 else f"multiplied by {plan.factor:g}"
-    text = path.read_bytes() if path.is_file() else f"# {name}, edited\n".encode()
     mean = " Their mean outputs were added to the projections' biases." if plan.mean_outputs else ""
     section = (
         f"\n## Attention heads {done}\n\n"
@@ -187,8 +195,18 @@ def card(plan: PruningPlan) -> bytes:
         f"all other weights are unchanged.{mean} Layers and query heads, counted from zero: "
         f"{', '.join(map(str, plan.heads))}. Hashes and byte ranges are in `{MANIFEST}`.\n"
     )
-    whole = _with_base_model(text, plan.hub_id)
-    return whole + (b"" if whole.endswith(b"\n") else b"\n") + section.encode()
+    return with_section(_with_base_model(card_of(plan.source, name), plan.hub_id), section)
+
+
+def card_of(source: Path, name: str) -> bytes:
+    """The source's model card, or the beginning of a new one."""
+    path = source / CARD
+    return path.read_bytes() if path.is_file() else f"# {name}, edited\n".encode()
+
+
+def with_section(text: bytes, section: str) -> bytes:
+    """A card with one more section, which begins with an empty line."""
+    return text + (b"" if text.endswith(b"\n") else b"\n") + section.encode()
 
 
 def _with_base_model(text: bytes, hub_id: str | None) -> bytes:

@@ -16,6 +16,7 @@ from ..models.errors import CheckpointError, UnsupportedModelError
 from ..models.types import HeadId, unique_heads
 from ..results.provenance import JSON
 from . import pruning_text
+from .new_folder import SPARE
 from .pruning_source import (
     Source,
     check_tokenizer,
@@ -35,8 +36,6 @@ BEFORE = f"{UNDO}/before"
 """The source's files that were replaced: its card and, if it was pruned itself, its notes."""
 
 Mode = Literal["zero", "scale", "mean"]
-
-_SPARE = 2**20  # bytes for manifest, card and folder entries
 
 
 @dataclass(frozen=True)
@@ -255,7 +254,7 @@ def _plan(
         + kept
         + sum(shard.size for shard in shards)
         + sum(path.stat().st_size for path in earlier)
-        + _SPARE,
+        + SPARE,
         licence=licence(source.folder),
         hub_id=hub_id,
         revision=revision,

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
 
 from ..models.checkpoint_files import TensorEntry
 from ..models.errors import CheckpointError, DamagedCheckpointError
@@ -135,7 +136,7 @@ def restoring(edit: TensorEdit, kept: BinaryIO, offset: int) -> Change:
 
     def rewrite(old: Bytes, done: int) -> Bytes:
         kept.seek(offset + done)
-        return np.frombuffer(_read(kept, len(old), Path(kept.name)), np.uint8)
+        return np.frombuffer(read_exactly(kept, len(old), Path(kept.name)), np.uint8)
 
     return Change(edit, rewrite)
 
@@ -147,15 +148,10 @@ def scaled(data: Bytes, dtype: str, factor: float) -> Bytes:
     """
     if factor == 0 or len(data) == 0:
         return np.zeros_like(data)
-    old = torch.from_numpy(np.array(data)).view(FLOATS[dtype])
-    new = old.double() * factor
-    largest = torch.finfo(old.dtype).max
-    if bool((old.double().isfinite() & (new.abs() > largest)).any()):
-        raise CheckpointError(
-            f"factor {factor:g} takes weights beyond {largest:g}, the largest {dtype} number: take "
-            "a smaller one."
-        )
-    return new.to(old.dtype).view(torch.uint8).numpy()
+    old = _numbers(data, dtype)
+    return _stored(
+        old.double() * factor, old, f"factor {factor:g} takes weights", "take a smaller one"
+    )
 
 
 def shifted(data: Bytes, dtype: str, shift: Float[np.ndarray, " number"]) -> Bytes:
@@ -163,15 +159,9 @@ def shifted(data: Bytes, dtype: str, shift: Float[np.ndarray, " number"]) -> Byt
 
     Raises `CheckpointError` where a finite number would pass the largest one of `dtype`.
     """
-    old = torch.from_numpy(np.array(data)).view(FLOATS[dtype])
+    old = _numbers(data, dtype)
     new = old.double() + torch.from_numpy(np.array(shift))
-    largest = torch.finfo(old.dtype).max
-    if bool((old.double().isfinite() & (new.abs() > largest)).any()):
-        raise CheckpointError(
-            f"the mean outputs take a bias beyond {largest:g}, the largest {dtype} number: use "
-            "mode zero."
-        )
-    return new.to(old.dtype).view(torch.uint8).numpy()
+    return _stored(new, old, "the mean outputs take a bias", "use mode zero")
 
 
 def row_pieces(tensor: TensorEntry) -> Iterator[tuple[int, int]]:
@@ -190,7 +180,7 @@ def copy_edited(
     with source.open("rb") as reader, target.open("xb") as writer, _Hashes() as hashes:
         size = os.fstat(reader.fileno()).st_size
         for start, stop, change in _pieces(size, changes):
-            old = _read(reader, stop - start, source)
+            old = read_exactly(reader, stop - start, source)
             new: bytes | memoryview = old
             if change is not None:
                 new = _changed(old, start, change, kept)
@@ -215,8 +205,8 @@ def compare_edited(
         if size != os.fstat(new.fileno()).st_size:
             raise CheckpointError(f"{target.name} has another length than its source.")
         for start, stop, change in _pieces(size, changes):
-            before = _read(old, stop - start, source)
-            after = _read(new, stop - start, target)
+            before = read_exactly(old, stop - start, source)
+            after = read_exactly(new, stop - start, target)
             hashes.update(before, after)
             if change is not None:
                 differing += _check_change(before, after, start, change, target.name)
@@ -236,9 +226,38 @@ def kept_header(edits: Sequence[TensorEdit], about: dict[str, str]) -> bytes:
             "shape": edit.kept_shape,
             "data_offsets": [begin, end],
         }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return framed(json.dumps(header).encode())
+
+
+def framed(header: bytes) -> bytes:
+    """A JSON header as it stands in the file: padded to eight bytes, as the library pads it, behind
+    its length."""
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def read_exactly(file: BinaryIO, n_bytes: int, path: Path) -> bytes:
+    """The next bytes of a file. Raises `DamagedCheckpointError` where there are fewer."""
+    data = file.read(n_bytes)
+    if len(data) < n_bytes:
+        raise DamagedCheckpointError(f"{path} became shorter while it was read: try again.")
+    return data
+
+
+def _numbers(data: Bytes, dtype: str) -> Float[Tensor, " number"]:
+    return torch.from_numpy(np.array(data)).view(FLOATS[dtype])
+
+
+def _stored(
+    new: Float[Tensor, " number"], old: Float[Tensor, " number"], cause: str, remedy: str
+) -> Bytes:
+    """Bytes of `new` in the type of `old`. Raises `CheckpointError` where a finite number would
+    pass the largest one of that type."""
+    largest = torch.finfo(old.dtype).max
+    if bool((old.double().isfinite() & (new.abs() > largest)).any()):
+        name = next(name for name, dtype in FLOATS.items() if dtype == old.dtype)
+        raise CheckpointError(f"{cause} beyond {largest:g}, the largest {name} number: {remedy}.")
+    return new.to(old.dtype).view(torch.uint8).numpy()
 
 
 class _Hashes:
@@ -288,13 +307,6 @@ def _pieces(size: int, changes: Sequence[Change]) -> Iterator[tuple[int, int, Ch
     for first, last, which in spans:
         for start in range(first, last, CHUNK):
             yield start, min(start + CHUNK, last), which
-
-
-def _read(file: BinaryIO, n_bytes: int, path: Path) -> bytes:
-    data = file.read(n_bytes)
-    if len(data) < n_bytes:
-        raise DamagedCheckpointError(f"{path} became shorter while it was read: try again.")
-    return data
 
 
 def _changed(chunk: bytes, start: int, change: Change, kept: BinaryIO | None) -> memoryview:

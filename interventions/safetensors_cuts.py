@@ -23,8 +23,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..models.checkpoint_files import TensorEntry, file_sha256, read_header
-from ..models.errors import CheckpointError, DamagedCheckpointError
-from .safetensors_bytes import CHUNK, FLOATS
+from ..models.errors import CheckpointError
+from .safetensors_bytes import CHUNK, FLOATS, framed, read_exactly
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def copy_cut(source: Path, target: Path, cuts: Sequence[TensorCut]) -> str:
     digest = hashlib.sha256()
     by_name = {cut.tensor.name: cut for cut in cuts}
     with source.open("rb") as reader, target.open("xb") as writer:
-        prefix = _read(reader, 8, source)
-        text = _read(reader, int.from_bytes(prefix, "little"), source)
+        prefix = read_exactly(reader, 8, source)
+        text = read_exactly(reader, int.from_bytes(prefix, "little"), source)
         digest.update(prefix + text)
         writer.write(_new_header(text, by_name) if cuts else prefix + text)
         for tensor in read_header(source).tensors:  # in file order, without gaps
@@ -114,7 +114,7 @@ def compare_cut(source: Path, target: Path, cuts: Sequence[TensorCut]) -> str:
 
 
 def _new_header(text: bytes, cuts: Mapping[str, TensorCut]) -> bytes:
-    """The header with new shapes and offsets, padded to eight bytes as the library pads it."""
+    """The header with new shapes and offsets."""
     entries: dict[str, Any] = json.loads(text)
     tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
     end = 0
@@ -126,8 +126,7 @@ def _new_header(text: bytes, cuts: Mapping[str, TensorCut]) -> bytes:
         tensors[name]["data_offsets"] = [end, end + n_bytes]
         end += n_bytes
     new = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    new += b" " * (-len(new) % 8)
-    return len(new).to_bytes(8, "little") + new
+    return framed(new)
 
 
 def _chunks(
@@ -136,7 +135,7 @@ def _chunks(
     """(bytes read, bytes that stay) of one tensor, the reader standing at its start."""
     if cut is None:
         for start in range(0, tensor.n_bytes, CHUNK):
-            chunk = _read(reader, min(CHUNK, tensor.n_bytes - start), path)
+            chunk = read_exactly(reader, min(CHUNK, tensor.n_bytes - start), path)
             yield chunk, chunk
         return
     n_rows, width = tensor.shape[0], cut.row_bytes
@@ -144,16 +143,9 @@ def _chunks(
     columns = cut.kept_bytes_of_row()
     for start in range(0, n_rows, step):
         stop = min(start + step, n_rows)
-        chunk = _read(reader, (stop - start) * width, path)
+        chunk = read_exactly(reader, (stop - start) * width, path)
         rows = np.frombuffer(chunk, np.uint8).reshape(-1, width)
         yield chunk, rows[cut.kept_rows(start, stop)][:, columns].tobytes()
-
-
-def _read(file: BinaryIO, n_bytes: int, path: Path) -> bytes:
-    data = file.read(n_bytes)
-    if len(data) < n_bytes:
-        raise DamagedCheckpointError(f"{path} became shorter while it was read: try again.")
-    return data
 
 
 def _kept(weight: Any, cut: TensorCut) -> Tensor:

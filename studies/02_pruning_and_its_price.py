@@ -13,14 +13,11 @@
 # Three ways of taking a head out are compared: zero, its mean output, half its strength.
 
 # %%
-import os
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import polars
-from IPython.display import HTML, display
+from IPython.display import display
 from mnemoscope.data.facts.items import data_hash, load_relation, split_subjects
 from mnemoscope.data.neutral import neutral_passages
 from mnemoscope.interventions.path_patching import build_chain
@@ -41,12 +38,7 @@ from mnemoscope.results.figures import dose_figure
 from mnemoscope.results.provenance import collect_provenance
 from mnemoscope.results.report import figure_html
 from mnemoscope.results.run_folder import open_run
-
-
-def show(figure):
-    """Draw in a notebook, with plotly.js in the page itself; a plain script keeps the files."""
-    if "ipykernel" in sys.modules:
-        display(HTML(figure.to_html(full_html=False, include_plotlyjs=True)))
+from mnemoscope.results.study import preset_name, run_key, runs_folder, show
 
 
 @dataclass(frozen=True)
@@ -79,10 +71,7 @@ PRESETS = {
     "engram": Params("engram", "capital", (0, 1, 2), PERCENTS, 20, 60, 60, **ALONE),
     "small": Params("smollm2", "capital", (0,), PERCENTS, 5, 60, 40),
 }
-preset = os.environ.get("MNEMOSCOPE_PRESET", "smoke")
-if "--preset" in sys.argv:
-    preset = sys.argv[sys.argv.index("--preset") + 1]
-params = PRESETS[preset]
+params = PRESETS[preset_name()]
 params
 
 # %% [markdown]
@@ -99,9 +88,8 @@ options = {
 }
 find = conflict_items(model, relation, parts["find"][: params.find], **options).items
 ask = conflict_items(model, relation, parts["test"][: params.ask], **options).items
-config = {**asdict(params), "weights": model.weights_sha256, "data": data_hash(relation)}
-config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-run = open_run(Path(os.environ.get("MNEMOSCOPE_RUNS", "runs")), "study-02", config)
+config = run_key(asdict(params), weights=model.weights_sha256, data=data_hash(relation))
+run = open_run(runs_folder(), "study-02", config)
 effects = measure_effects(build_chain(model), find, run=run)
 heads = summarise(effects, estimand="direct", seed=params.seed)
 rankings = {role: ranked(heads.scores(role)) for role in ("memory", "context")}

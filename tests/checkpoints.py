@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as hf
@@ -19,14 +21,46 @@ HEADS = (HeadId(0, 1), HeadId(2, 3), HeadId(2, 0))
 ASKED = ("factor", "mean_outputs", "projection", "all_shared", "allow_no_tokenizer")
 
 
-def save(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: str = "20KB"):
-    """A tiny random checkpoint with what else such folders hold."""
-    tiny(family, dtype=dtype).save_pretrained(folder, max_shard_size=shard)
+def save(
+    folder: Path,
+    family: str,
+    dtype: torch.dtype = torch.float32,
+    shard: str = "20KB",
+    **changes: Any,
+) -> Path:
+    """A tiny random checkpoint with what else such folders hold; `changes` as in `changed`."""
+    module = changed(family, **changes).to(dtype) if changes else tiny(family, dtype=dtype)
+    module.save_pretrained(folder, max_shard_size=shard)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     (folder / "chat_template.jinja").write_text("{{ messages }}\n")
     (folder / "code").mkdir()
     (folder / "code" / "modeling.py").write_text("x = 1\n")
     return folder
+
+
+def changed(family: str, **changes: Any) -> Any:
+    """A random model of a family whose configuration says something else in places."""
+    config = type(FAMILIES[family])(**{**deepcopy(FAMILIES[family]).to_dict(), **changes})
+    torch.manual_seed(0)
+    module = hf.AutoModelForCausalLM.from_config(config)
+    for parameter in module.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return module
+
+
+def save_wide(folder: Path) -> int:
+    """A Llama whose tensors are many small chunks long; the size of its one weight file."""
+    config = hf.LlamaConfig(
+        vocab_size=8000,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+    )
+    hf.LlamaForCausalLM(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return (folder / "model.safetensors").stat().st_size
 
 
 def prune(source: Path, out: Path, heads=HEADS, **how) -> Path:
@@ -35,13 +69,14 @@ def prune(source: Path, out: Path, heads=HEADS, **how) -> Path:
     return prune_checkpoint(plan_pruning(source, heads, **asked), out, **how)
 
 
-def load(folder: Path, family: str = "llama"):
+def load(folder: Path, family: str = "llama", *, self_test: bool = False):
     kernel = "eager" if family in ("gemma2", "gptj") else "sdpa"
     module, info = hf.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=kernel, output_loading_info=True
     )
     assert not info["missing_keys"]
-    return wrap(module, name=str(folder), self_test=False)
+    assert not info["unexpected_keys"]
+    return wrap(module, name=str(folder), self_test=self_test)
 
 
 def batch() -> TokenBatch:

@@ -24,5 +24,6 @@ def app(
     Example: mnemoscope app engram ~/models/my-llama --port 8501
     """
     from ...app.launch import launch
+    from ...app.settings import DEFAULT_MODELS
 
-    launch(models or ["engram"], port=port, runs_root=runs, open_browser=open_browser)
+    launch(models or DEFAULT_MODELS, port=port, runs_root=runs, open_browser=open_browser)

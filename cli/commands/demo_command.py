@@ -34,14 +34,13 @@ def demo(
 
     Example: mnemoscope demo --role memory --top 1 --out demo_out
     """
-    from ...models.packaged import DEFAULT_MODEL
     from ..journey import JourneyConfig, journey
 
     if role not in ("memory", "context"):
         raise typer.BadParameter(f"--role is {role!r}: use memory or context.")
     which: Literal["memory", "context"] = "memory" if role == "memory" else "context"
     if demonstrations is None:  # engram's corpus has single statements and questions only
-        demonstrations = 0 if model == DEFAULT_MODEL else 3
+        demonstrations = 0 if model == "engram" else 3
     config = JourneyConfig(model, relation, subjects, which, top, demonstrations)
     with progress("demo") as tell:
         result = journey(config, out, force=force, say=say, tell=tell)

@@ -48,12 +48,9 @@ def behaviours(
     """
     measured = []
     for kind, prompts in evaluation.items():
-        if prompts[0].answer:
-            asked = [prompt.answer for prompt in prompts]
-            measured.append(_behaviour(model, kind, "right", prompts, asked))
-        if prompts[0].claimed:
-            told = {"memory": [p.memory for p in prompts], "context": [p.claimed for p in prompts]}
-            measured += [_behaviour(model, kind, k, prompts, a) for k, a in told.items()]
+        asked = _asked(prompts)
+        hits = {answers: sum(gives(model, prompts, answers)) for answers in set(asked.values())}
+        measured += [_behaviour(kind, name, hits[a], len(prompts)) for name, a in asked.items()]
     return tuple(measured)
 
 
@@ -93,9 +90,16 @@ def gives(
     return tuple(given)
 
 
-def _behaviour(
-    model: HookedModel, kind: str, answer: str, prompts: Sequence[Prompt], answers: Sequence[str]
-) -> Behaviour:
-    hits = sum(gives(model, prompts, answers))
-    share = wilson(hits, len(prompts))
-    return Behaviour(kind, answer, hits, len(prompts), hits / len(prompts), share.low, share.high)
+def _asked(prompts: Sequence[Prompt]) -> dict[str, tuple[str, ...]]:
+    """The answers that are counted, by name; a cued conflict's right one is one of the others."""
+    asked = {
+        "right": tuple(prompt.answer for prompt in prompts),
+        "memory": tuple(prompt.memory for prompt in prompts),
+        "context": tuple(prompt.claimed for prompt in prompts),
+    }
+    return {name: answers for name, answers in asked.items() if answers[0]}
+
+
+def _behaviour(kind: str, answer: str, hits: int, prompts: int) -> Behaviour:
+    share = wilson(hits, prompts)
+    return Behaviour(kind, answer, hits, prompts, hits / prompts, share.low, share.high)

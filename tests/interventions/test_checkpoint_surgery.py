@@ -6,7 +6,6 @@ import tracemalloc
 
 import pytest
 import torch
-import transformers as hf
 from checkpoints import (
     HEADS,
     batch,
@@ -17,6 +16,7 @@ from checkpoints import (
     projection_name,
     prune,
     save,
+    save_wide,
     weights,
 )
 from families import FAMILIES, ids, tiny
@@ -234,17 +234,7 @@ def test_links_into_a_download_cache_become_files(llama, tmp_path):
 
 
 def test_no_shard_is_ever_held_whole(tmp_path, monkeypatch):
-    config = hf.LlamaConfig(
-        vocab_size=8000,
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-    )
-    hf.LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
-    (tmp_path / "source" / "tokenizer.json").write_text("{}")
-    size = (tmp_path / "source" / "model.safetensors").stat().st_size
+    size = save_wide(tmp_path / "source")
     monkeypatch.setattr(safetensors_bytes, "CHUNK", 2**16)
     tracemalloc.start()
     out = prune(tmp_path / "source", tmp_path / "out", [HeadId(1, 3), HeadId(1, 4)])

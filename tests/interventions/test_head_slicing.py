@@ -3,14 +3,14 @@
 import errno
 import json
 import os
-import shutil
 import tracemalloc
-from copy import deepcopy
 from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 import transformers as hf
+from checkpoints import batch, files, save, save_wide, weights
 from families import FAMILIES, ids, tiny
 from mnemoscope.interventions import head_slicing, safetensors_cuts
 from mnemoscope.interventions.head_slicing import (
@@ -19,7 +19,7 @@ from mnemoscope.interventions.head_slicing import (
     verify_sliced,
 )
 from mnemoscope.interventions.pruning_plan import MANIFEST
-from mnemoscope.models import HeadId, TokenBatch, wrap, zero
+from mnemoscope.models import HeadId, zero
 from mnemoscope.models.errors import (
     CheckpointError,
     DamagedCheckpointError,
@@ -47,51 +47,9 @@ GROUPS = tuple(HeadId(layer, head) for layer in range(3) for head in (0, 1))
 MIXED = tuple(HeadId(*pair) for pair in ((0, 0), (0, 1), (1, 2), (1, 3), (2, 0), (2, 1)))
 
 
-def save(folder: Path, family: str, dtype=torch.float32, shard="20KB", **changes) -> Path:
-    """A tiny random checkpoint, with changes to its family's configuration."""
-    module = tiny(family, dtype=dtype) if not changes else changed(family, dtype, **changes)
-    module.save_pretrained(folder, max_shard_size=shard)
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    return folder
-
-
-def changed(family: str, dtype: torch.dtype, **changes):
-    config = type(FAMILIES[family])(**{**deepcopy(FAMILIES[family]).to_dict(), **changes})
-    torch.manual_seed(0)
-    module = hf.AutoModelForCausalLM.from_config(config)
-    for parameter in module.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return module.to(dtype)
-
-
 def load(folder: Path, family: str = "llama"):
-    kernel = "eager" if family == "gemma2" else "sdpa"
-    module, info = hf.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=kernel, output_loading_info=True
-    )
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    return wrap(module, name=str(folder))
-
-
-def batch() -> TokenBatch:
-    tokens = ids(batch=2, length=8)
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    mask[0, :3] = False
-    return TokenBatch(tokens.masked_fill(~mask, 0), mask)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    loaded = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    return {name: tensor for shard in loaded for name, tensor in shard.items()}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    """With the self-test of the anatomy, which a wrong head count would not pass."""
+    return checkpoints.load(folder, family, self_test=True)
 
 
 def config_of(folder: Path) -> dict:
@@ -100,17 +58,6 @@ def config_of(folder: Path) -> dict:
 
 def slice_heads(source: Path, out: Path, heads=MIXED, **how) -> Path:
     return slice_checkpoint(plan_slicing(source, heads), out, **how)
-
-
-@pytest.fixture(scope="module")
-def saved_llama(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("saved") / "llama", "llama")
-
-
-@pytest.fixture
-def llama(saved_llama, tmp_path):
-    """A sharded float32 Llama with two kv heads that the test may spoil."""
-    return shutil.copytree(saved_llama, tmp_path / "llama")
 
 
 # -- what the result computes ---------------------------------------------------------------------
@@ -269,8 +216,6 @@ def test_configuration_without_head_dim_gets_one(tmp_path):
 
 
 def test_everything_else_is_byte_identical(llama, tmp_path):
-    (llama / "code").mkdir()
-    (llama / "code" / "modeling.py").write_text("x = 1\n")
     (llama / "pytorch_model.bin").write_bytes(b"weights")
     before, after = files(llama), files(slice_heads(llama, tmp_path / "out"))
     assert set(after) == {*before, MANIFEST, "README.md"} - {"pytorch_model.bin"}
@@ -475,16 +420,7 @@ def test_verification_against_another_source_fails(llama, tmp_path):
 
 
 def test_small_chunks_and_little_memory(tmp_path, monkeypatch):
-    config = hf.LlamaConfig(
-        vocab_size=8000,
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-    )
-    hf.LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
-    size = (tmp_path / "source" / "model.safetensors").stat().st_size
+    size = save_wide(tmp_path / "source")
     heads = [HeadId(layer, head) for layer in range(2) for head in range(4, 8)]
     plan = plan_slicing(tmp_path / "source", heads, allow_no_tokenizer=True)
     monkeypatch.setattr(safetensors_cuts, "CHUNK", 2**16)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import gguf
 import pytest
 import torch
 import transformers as hf
+from checkpoints import changed
 from families import FAMILIES, tiny
 from mnemoscope.interventions.checkpoint_surgery import (
     plan_pruning,
@@ -61,23 +61,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
         name = f"{family}-{NAMES[dtype]}-{'-'.join(map(str, changes.items()))}"
         if name not in made:
             made[name] = tmp_path_factory.mktemp("saved") / "model"
-            module = changed(family, changes).to(dtype) if changes else tiny(family, dtype=dtype)
+            module = changed(family, **changes).to(dtype) if changes else tiny(family, dtype=dtype)
             shard = "1GB" if dtype == BF16 else "15KB"
             module.save_pretrained(made[name], max_shard_size=shard)
             word_tokenizer().save_pretrained(made[name])
         return made[name]
 
     return folder
-
-
-def changed(family: str, changes: dict[str, Any]) -> Any:
-    """A random model of a family whose configuration says something else in places."""
-    config = type(FAMILIES[family])(**{**deepcopy(FAMILIES[family]).to_dict(), **changes})
-    torch.manual_seed(0)
-    module = hf.AutoModelForCausalLM.from_config(config)
-    for parameter in module.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return module
 
 
 def stock(folder: Path) -> Any:

@@ -1,6 +1,8 @@
-"""For the tests of the model floor: one thread."""
+"""For the tests of the model floor: one thread, and no network where a test asks for `calls`."""
 
+import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,3 +15,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The test has no network; the list holds every attempt to use one."""
+    tried: list[str] = []
+
+    def refuse(*args: Any, **_: Any) -> None:
+        tried.append(repr(args))
+        raise socket.gaierror("there is no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return tried

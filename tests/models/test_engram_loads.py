@@ -1,7 +1,6 @@
 """The organism that ships with the package loads by name, in any place, with no network."""
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,14 @@ from mnemoscope.models.load import checkpoint_folder
 from mnemoscope.models.packaged import DEFAULT_MODEL, PACKAGED, engram_folder
 
 
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
 def test_it_is_the_default_of_the_packaged_models() -> None:
     assert DEFAULT_MODEL == "engram"
     assert list(PACKAGED) == ["engram", "smollm2"]
 
 
-def test_it_loads_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_loads_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     model = load_model("engram", device="cpu")
     assert model.name == "engram"
@@ -33,6 +26,7 @@ def test_it_loads_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mo
     anatomy = model.anatomy
     assert (anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads) == (6, 8, 4)
     assert model.continuations(["The capital of France is"], 2)[0].startswith(" Paris")
+    assert calls == []
 
 
 def test_its_source_is_no_path_of_this_machine() -> None:

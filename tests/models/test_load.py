@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,18 +31,7 @@ from transformers import PreTrainedTokenizerFast
 Break = Callable[[Path], Any]
 
 
-@pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No test here has a network; the list holds every attempt to use one."""
-    tried: list[str] = []
-
-    def refuse(*args: Any, **_: Any) -> None:
-        tried.append(repr(args))
-        raise socket.gaierror("there is no network in this test")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return tried
+pytestmark = pytest.mark.usefixtures("calls")
 
 
 @pytest.fixture(scope="session")

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from mnemoscope.models import HookedModel, load_model
 from mnemoscope.models.packaged import smollm2_gguf
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No test here has a network; the list holds every attempt to use one."""
-    tried: list[str] = []
-
-    def refuse(*args: Any, **_: Any) -> None:
-        tried.append(repr(args))
-        raise socket.gaierror("there is no network in this test")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return tried
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("calls")]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Every study runs at `smoke`, as a page and on its own, and the page asks nobody for anything."""
+"""Every study runs, as a page and on its own, and the page asks nobody for anything."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ from mnemoscope.cli.main import main
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("[0-9]*.py"))
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
-def test_study_at_smoke(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+RUNS = [*((study, "smoke") for study in STUDIES), (STUDIES[0], "planted")]
+"""Study 1 also asserts which heads are found where they are planted."""
+
+
+@pytest.mark.parametrize(
+    ("study", "preset"), RUNS, ids=[f"{study.stem}-{preset}" for study, preset in RUNS]
+)
+def test_study(study: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last cell asserts the study's checks, so a page without an error is a passed study."""
     pytest.importorskip("nbconvert")
     pytest.importorskip("ipykernel")
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "page.html"
     monkeypatch.setattr(
-        sys, "argv", ["mnemoscope", "study", "run", str(study), "--html", str(page)]
+        sys,
+        "argv",
+        ["mnemoscope", "study", "run", str(study), "--preset", preset, "--html", str(page)],
     )
     with pytest.raises(SystemExit) as stop:
         main()
