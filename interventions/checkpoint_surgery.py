@@ -10,17 +10,25 @@ gets smaller or faster. The projection's bias stays, except in mode mean.
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from ..models.checkpoint_files import file_sha256
 from ..models.errors import CheckpointError
 from ..results.provenance import JSON
 from .checkpoint_verify import VerifyReport, check_written, verify_pruned
-from .new_folder import can_share, existing_parent, new_folder, share_or_copy, write_file
+from .edited_copies import (
+    Hashes,
+    can_share,
+    copying_threads,
+    share_or_copy,
+    start_copy,
+    sync_file,
+)
+from .new_folder import existing_parent, new_folder, write_file
 from .prune_manifest import (
     CARD,
     MANIFEST_SCHEMA,
@@ -42,7 +50,7 @@ from .pruning_plan import (
     plan_pruning,
     planned_again,
 )
-from .safetensors_bytes import Change, copy_edited, kept_header
+from .safetensors_bytes import kept_header
 
 __all__ = [
     "DELTA",
@@ -68,11 +76,11 @@ def prune_checkpoint(
 ) -> Path:
     """Write the pruned checkpoint to the new folder `out` and return its resolved path.
 
-    Touched shards are copied, edited and hashed in one pass; then their edited tensors are read
-    again, by the safetensors library instead of by our offsets, and compared with the source.
-    Untouched shards share their bytes with the source (reflink, else hard link: never edit such a
-    file in place, write a new one; else a copy) and are hashed only if copied, which
-    `copy_untouched` forces. `prune_undo/` keeps the old bytes of everything edited.
+    Touched shards are copied and edited in the copy; then their edited tensors are read again, by
+    the safetensors library instead of by our offsets, and compared with the source, while threads
+    hash both files. Untouched shards share their bytes with the source (reflink, else hard link:
+    never edit such a file in place, write a new one; else a copy) and are hashed only if copied,
+    which `copy_untouched` forces. `prune_undo/` keeps the old bytes of everything edited.
 
     The folder is built beside `out` and renamed once; whatever goes wrong, Ctrl-C included, nothing
     is left behind (after a kill a hidden sibling may be, which the next run removes). `force`
@@ -89,15 +97,16 @@ def prune_checkpoint(
     with new_folder(out, plan.source, needed, force=force, replaceable=is_pruned) as folder:
         if planned_again(plan) != plan:
             raise CheckpointError(f"{plan.source} has changed since it was planned: plan again.")
-        changes = changes_of(plan)
-        written = _write_shards(plan, folder, changes, copy_untouched)
-        for name in plan.files:
-            written[name] = _copied(plan.source / name, folder / name)
-        undo = _keep_what_is_replaced(plan, folder)
-        record = manifest_record(plan, written, undo, extra)
+        with copying_threads() as threads:
+            pending = _start_shards(threads, plan, folder, copy_untouched)
+            for name in plan.files:
+                pending[name] = _start_file(threads, plan.source / name, folder / name)
+            finish_undo = _start_keeping(threads, plan, folder)
+            check_written(plan, folder)
+            written = {name: finish() for name, finish in pending.items()}
+            record = manifest_record(plan, written, finish_undo(), extra)
         write_file(folder / MANIFEST, f"{json.dumps(record, indent=1)}\n".encode())
         write_file(folder / CARD, card(plan))
-        check_written(plan, folder)
     return out
 
 
@@ -106,14 +115,12 @@ def _needed_bytes(plan: PruningPlan, out: Path, copy_untouched: bool) -> int:
     return plan.disk_bytes - (plan.untouched_bytes if linked else 0)
 
 
-def _write_shards(
-    plan: PruningPlan,
-    folder: Path,
-    changes: Mapping[str, tuple[Change, ...]],
-    copy_untouched: bool,
-) -> dict[str, Written]:
+def _start_shards(
+    threads: ThreadPoolExecutor, plan: PruningPlan, folder: Path, copy_untouched: bool
+) -> dict[str, Callable[[], Written]]:
     """All weight files, and the delta with the old bytes in the order of `plan.all_edits`."""
-    written = {}
+    pending: dict[str, Callable[[], Written]] = {}
+    changes = changes_of(plan)
     (folder / UNDO).mkdir()
     with (folder / DELTA).open("xb") as delta:
         about = {"format": "pt", "mnemoscope": "old blocks of the edited tensors, side by side"}
@@ -121,14 +128,22 @@ def _write_shards(
         for shard in plan.shards:
             source, target = plan.source / shard.name, folder / shard.name
             if shard.touched:
-                both = copy_edited(source, target, changes[shard.name], delta)
-                written[shard.name] = Written("edited", *both)
+                hashes = start_copy(threads, source, target, changes[shard.name], delta)
+                pending[shard.name] = partial(_finished, "edited", hashes)
             elif copy_untouched:
-                written[shard.name] = _copied(source, target)
+                pending[shard.name] = _start_file(threads, source, target)
             else:
-                written[shard.name] = _shared(plan, source, target)
-        _sync(delta)
-    return written
+                pending[shard.name] = partial(_shared, plan, source, target)
+    return pending
+
+
+def _start_file(threads: ThreadPoolExecutor, source: Path, target: Path) -> Callable[[], Written]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return partial(_finished, "copied", start_copy(threads, source, target))
+
+
+def _finished(how: str, hashes: Callable[[], Hashes]) -> Written:
+    return Written(how, *hashes())
 
 
 def _shared(plan: PruningPlan, source: Path, target: Path) -> Written:
@@ -150,22 +165,23 @@ def _known_sha256(folder: Path, shard: Path) -> str | None:
     return noted if isinstance(noted, str) else None
 
 
-def _copied(source: Path, target: Path) -> Written:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return Written("copied", *copy_edited(source, target))
-
-
-def _keep_what_is_replaced(plan: PruningPlan, folder: Path) -> dict[str, str]:
-    """Copy the source's card and, if it is pruned itself, its notes; SHA-256 of all undo files."""
+def _start_keeping(
+    threads: ThreadPoolExecutor, plan: PruningPlan, folder: Path
+) -> Callable[[], dict[str, str]]:
+    """Copy the source's card and, if it is pruned itself, its notes; the result waits for the
+    SHA-256 of all undo files."""
     (folder / BEFORE).mkdir()
     notes = [path for path in (plan.source / UNDO).rglob("*") if path.is_file()]
-    for path in (plan.source / CARD, plan.source / MANIFEST, *notes):
-        if path.is_file():
-            _copied(path, folder / BEFORE / path.relative_to(plan.source))
-    kept = sorted(path for path in (folder / UNDO).rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in kept}
+    before = [plan.source / CARD, plan.source / MANIFEST, *notes]
+    pending = {
+        f"{BEFORE}/{name}": _start_file(threads, plan.source / name, folder / BEFORE / name)
+        for name in (path.relative_to(plan.source).as_posix() for path in before if path.is_file())
+    }
+    synced = threads.submit(sync_file, folder / DELTA)
 
+    def finish() -> dict[str, str]:
+        synced.result()
+        kept = {name: str(finish().after) for name, finish in pending.items()}
+        return {DELTA: file_sha256(folder / DELTA), **kept}
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    return finish

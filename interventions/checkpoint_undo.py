@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ..models.checkpoint_files import TensorEntry, file_sha256, read_header, read_shards
 from ..models.errors import DamagedCheckpointError
-from .new_folder import SPARE, can_share, existing_parent, new_folder, share_or_copy
+from .edited_copies import can_share, copy_edited, share_or_copy
+from .new_folder import SPARE, existing_parent, new_folder
 from .prune_manifest import Manifest, edits_of, is_pruned, read_manifest
 from .pruning_plan import BEFORE, DELTA, MANIFEST
-from .safetensors_bytes import TensorEdit, copy_edited, restoring
+from .safetensors_bytes import TensorEdit, restoring
 
 
 def undo_pruning(pruned: Path, out: Path, *, force: bool = False) -> Path:

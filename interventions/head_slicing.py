@@ -17,6 +17,7 @@ from ..models.errors import CheckpointError, DamagedCheckpointError
 from ..models.types import HeadId
 from ..results.provenance import JSON, utc_now
 from .checkpoint_verify import file_problem
+from .edited_copies import compare_edited, copy_edited
 from .new_folder import new_folder, write_file
 from .prune_manifest import (
     CARD,
@@ -29,7 +30,6 @@ from .prune_manifest import (
 )
 from .pruning_plan import MANIFEST
 from .pruning_text import counted
-from .safetensors_bytes import compare_edited, copy_edited
 from .safetensors_cuts import TensorCut, compare_cut, copy_cut
 from .slicing_plan import SlicingPlan, new_config, plan_slicing
 

@@ -1,4 +1,4 @@
-"""A folder that appears complete under its name or not at all, and files that share their bytes.
+"""A folder that appears complete under its name or not at all.
 
 The folder is built in a hidden sibling (`.NAME.HEX.partial`), which is locked while its process
 lives, and gets its name by one rename (where the system can, an older folder is swapped in the same
@@ -18,11 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
-from typing import Literal
 
 from ..models.errors import CheckpointError
 from ..results.storage import sync_folder
-from .safetensors_bytes import copy_edited
 
 if sys.platform != "win32":
     import fcntl
@@ -30,7 +28,6 @@ if sys.platform != "win32":
 SPARE = 2**20
 """Bytes that a new folder needs for its notes and its own entries, beside the files it holds."""
 
-_FICLONE = 0x40049409  # linux/fs.h
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
 
@@ -60,24 +57,6 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def share_or_copy(source: Path, target: Path) -> Literal["reflinked", "linked", "copied"]:
-    """Give `target` the bytes of `source` at no cost if the file system can: a reflink (Linux; its
-    blocks are shared until either file changes), a hard link (one file with two names), a copy."""
-    if _reflink(source, target):
-        return "reflinked"
-    try:
-        os.link(source.resolve(), target)  # never a link to a link
-    except OSError:
-        copy_edited(source, target)
-        return "copied"
-    return "linked"
-
-
-def can_share(source: Path, place: Path) -> bool:
-    """True when files of both folders lie on one file system, so that links can work."""
-    return source.resolve().stat().st_dev == place.stat().st_dev
 
 
 def existing_parent(out: Path) -> Path:
@@ -195,19 +174,6 @@ def _exchange(a: Path, b: Path) -> bool:
     except (OSError, AttributeError):
         return False
     return rename(_AT_FDCWD, bytes(a), _AT_FDCWD, bytes(b), _RENAME_EXCHANGE) == 0
-
-
-def _reflink(source: Path, target: Path) -> bool:
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        with source.open("rb") as old, target.open("xb") as new:
-            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
-            os.fsync(new.fileno())
-    except OSError:
-        target.unlink(missing_ok=True)
-        return False
-    return True
 
 
 def _write_error(out: Path, n_bytes: int, error: OSError) -> CheckpointError:

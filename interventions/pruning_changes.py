@@ -44,6 +44,8 @@ def bias_shift(plan: PruningPlan, bias: BiasShift) -> Float[np.ndarray, " d_mode
 
 def read_rows(path: Path, name: str, first: int, last: int) -> Tensor:
     """Rows of a tensor, by the safetensors library; the file is mapped for no longer than that, so
-    that its pages do not add up in memory."""
+    that its pages do not add up in memory. Copied by numpy: torch's threads would spin beside the
+    ones that hash."""
     with safe_open(path, "pt") as file:
-        return file.get_slice(name)[first:last].clone()
+        rows = file.get_slice(name)[first:last]
+        return torch.from_numpy(np.array(rows.view(torch.uint8).numpy())).view(rows.dtype)

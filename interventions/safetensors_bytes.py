@@ -1,23 +1,19 @@
-"""Safetensors files as bytes: find the bytes of a block, copy and compare files with edits.
+"""Safetensors files as bytes: where a block's bytes lie, and what an edit writes there.
 
-No model is built and no weight file is held whole: files pass through in chunks of `CHUNK` bytes.
 Format: 8-byte little-endian header length, JSON header, data (huggingface/safetensors, "Format").
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..models.checkpoint_files import TensorEntry
@@ -36,6 +32,7 @@ FLOATS: dict[str, torch.dtype] = {
 }
 
 Bytes: TypeAlias = UInt8[np.ndarray, " byte"]
+Rows: TypeAlias = UInt8[np.ndarray, "row byte"]
 Rewrite: TypeAlias = Callable[[Bytes, int], Bytes]
 """(edited bytes of a chunk, how many edited bytes of the tensor came before) to the new bytes."""
 
@@ -53,17 +50,6 @@ class StridedBytes:
     def n_bytes(self) -> int:
         """Bytes in all runs."""
         return self.length * self.count
-
-    def mask(self, start: int, stop: int) -> Bool[np.ndarray, " byte"]:
-        """Which of the file's bytes `start <= i < stop` are in a run."""
-        mask = np.zeros(stop - start, dtype=bool)
-        end = self.offset + self.stride * (self.count - 1) + self.length
-        first, last = max(start, self.offset), min(stop, end)
-        if first < last:
-            period = np.arange(self.stride) < self.length
-            phase = (first - self.offset) % self.stride
-            mask[first - start : last - start] = np.resize(np.roll(period, -phase), last - first)
-        return mask
 
 
 @dataclass(frozen=True)
@@ -99,12 +85,34 @@ class TensorEdit:
         shape = self.tensor.shape
         return (width, *shape[1:]) if self.axis == 0 else (shape[0], width)
 
-    def mask(self, start: int, stop: int) -> Bool[np.ndarray, " byte"]:
-        """Which of the file's bytes `start <= i < stop` are edited."""
-        mask = np.zeros(stop - start, dtype=bool)
-        for part in self.ranges:
-            mask |= part.mask(start, stop)
-        return mask
+    def old(self, rows: Rows, first: int) -> Bytes:
+        """The edited bytes, in file order, among rows of the tensor that begin with row `first`."""
+        return np.concatenate([rows[at] for at in self._places(rows, first)], self.axis).ravel()
+
+    def put(self, rows: Rows, first: int, new: Bytes) -> None:
+        """Write `new` where `old` was read."""
+        blocks = [rows[at] for at in self._places(rows, first)]
+        edges = np.cumsum([block.shape[self.axis] for block in blocks])
+        shape = list(blocks[0].shape)
+        shape[self.axis] = edges[-1]
+        for block, values in zip(
+            blocks, np.split(new.reshape(shape), edges[:-1], self.axis), strict=True
+        ):
+            block[:] = values
+
+    def n_before(self, first: int) -> int:
+        """Edited bytes in the rows before row `first`."""
+        row = self.n_bytes // self.kept_shape[0]
+        if self.axis == 1:
+            return first * row
+        return row * sum(min(max(0, first - start), stop - start) for start, stop in self.blocks)
+
+    def _places(self, rows: Rows, first: int) -> list[tuple[slice, slice]]:
+        item = FLOATS[self.tensor.dtype].itemsize
+        if self.axis == 1:
+            return [(slice(None), slice(start * item, stop * item)) for start, stop in self.blocks]
+        ends = [(max(0, start - first), max(0, stop - first)) for start, stop in self.blocks]
+        return [(slice(*end), slice(None)) for end in ends]
 
 
 @dataclass(frozen=True)
@@ -172,49 +180,6 @@ def row_pieces(tensor: TensorEntry) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, n_rows)
 
 
-def copy_edited(
-    source: Path, target: Path, changes: Sequence[Change] = (), kept: BinaryIO | None = None
-) -> tuple[str, str]:
-    """Copy a file with the changes applied, and fsync it; the old bytes of the edited blocks are
-    appended to `kept`. Returns the SHA-256 of source and target, taken in the same pass."""
-    with source.open("rb") as reader, target.open("xb") as writer, _Hashes() as hashes:
-        size = os.fstat(reader.fileno()).st_size
-        for start, stop, change in _pieces(size, changes):
-            old = read_exactly(reader, stop - start, source)
-            new: bytes | memoryview = old
-            if change is not None:
-                new = _changed(old, start, change, kept)
-            hashes.update(old, new)
-            writer.write(new)
-        writer.flush()
-        os.fsync(writer.fileno())
-        return hashes.digests()
-
-
-def compare_edited(
-    source: Path, target: Path, changes: Sequence[Change] = ()
-) -> tuple[str, str, int]:
-    """Prove that `target` is `source` except inside the edits, which hold the new numbers.
-
-    Reads both files. Returns the SHA-256 of source and target and how many bytes differ; raises
-    `CheckpointError` for any difference that was not planned.
-    """
-    differing = 0
-    with source.open("rb") as old, target.open("rb") as new, _Hashes() as hashes:
-        size = os.fstat(old.fileno()).st_size
-        if size != os.fstat(new.fileno()).st_size:
-            raise CheckpointError(f"{target.name} has another length than its source.")
-        for start, stop, change in _pieces(size, changes):
-            before = read_exactly(old, stop - start, source)
-            after = read_exactly(new, stop - start, target)
-            hashes.update(before, after)
-            if change is not None:
-                differing += _check_change(before, after, start, change, target.name)
-            elif before != after:
-                raise CheckpointError(f"{target.name} differs from its source outside the heads.")
-        return *hashes.digests(), differing
-
-
 def kept_header(edits: Sequence[TensorEdit], about: dict[str, str]) -> bytes:
     """Length and header of a safetensors file that holds the blocks of the edits, in this order."""
     header: dict[str, Any] = {"__metadata__": about}
@@ -258,83 +223,3 @@ def _stored(
         name = next(name for name, dtype in FLOATS.items() if dtype == old.dtype)
         raise CheckpointError(f"{cause} beyond {largest:g}, the largest {name} number: {remedy}.")
     return new.to(old.dtype).view(torch.uint8).numpy()
-
-
-class _Hashes:
-    """SHA-256 of two streams that are the same up to some point, computed beside reading and
-    writing (hashlib lets go of the interpreter's lock): the common beginning is hashed once."""
-
-    def __init__(self) -> None:
-        self._digests = [hashlib.sha256()]
-        self._pool = ThreadPoolExecutor(2)
-        self._running: list[Future[None]] = []
-
-    def __enter__(self) -> _Hashes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-
-    def update(self, old: bytes, new: bytes | memoryview) -> None:
-        self._wait()
-        if old is not new and len(self._digests) == 1 and old != new:
-            self._digests.append(self._digests[0].copy())
-        both = zip(self._digests, (old, new), strict=False)
-        self._running = [self._pool.submit(digest.update, data) for digest, data in both]
-
-    def digests(self) -> tuple[str, str]:
-        self._wait()
-        return self._digests[0].hexdigest(), self._digests[-1].hexdigest()
-
-    def _wait(self) -> None:
-        for future in self._running:
-            future.result()
-        self._running = []
-
-
-def _pieces(size: int, changes: Sequence[Change]) -> Iterator[tuple[int, int, Change | None]]:
-    """The file in order, cut at the borders of edited tensors and then into chunks.
-
-    Chunks of an edited tensor start at a multiple of `CHUNK` from its start, so no number is cut.
-    """
-    spans: list[tuple[int, int, Change | None]] = []
-    done = 0
-    for change in sorted(changes, key=lambda change: change.edit.tensor.offset):
-        tensor = change.edit.tensor
-        spans += [(done, tensor.offset, None), (tensor.offset, tensor.end, change)]
-        done = tensor.end
-    spans.append((done, size, None))
-    for first, last, which in spans:
-        for start in range(first, last, CHUNK):
-            yield start, min(start + CHUNK, last), which
-
-
-def _changed(chunk: bytes, start: int, change: Change, kept: BinaryIO | None) -> memoryview:
-    data = np.frombuffer(chunk, np.uint8).copy()
-    mask = change.edit.mask(start, start + len(chunk))
-    old = data[mask]
-    if kept is not None:
-        kept.write(old.tobytes())
-    data[mask] = change.rewrite(old, _edited_before(change.edit, start))
-    return data.data
-
-
-def _check_change(before: bytes, after: bytes, start: int, change: Change, name: str) -> int:
-    """How many bytes differ in a chunk of an edited tensor. Raises `CheckpointError`."""
-    old, new = np.frombuffer(before, np.uint8), np.frombuffer(after, np.uint8)
-    tensor, mask = change.edit.tensor.name, change.edit.mask(start, start + len(old))
-    if not np.array_equal(old[~mask], new[~mask]):
-        raise CheckpointError(f"{tensor} in {name} differs from its source outside the heads.")
-    expected = change.rewrite(old[mask], _edited_before(change.edit, start))
-    if not np.array_equal(expected, new[mask]):
-        raise CheckpointError(f"{tensor} in {name} does not hold the edited numbers.")
-    return int(np.count_nonzero(old != new))
-
-
-def _edited_before(edit: TensorEdit, position: int) -> int:
-    """Edited bytes of the tensor that lie before `position` of the file."""
-    total = 0
-    for part in edit.ranges:
-        whole, rest = divmod(max(0, position - part.offset), part.stride)
-        total += min(part.n_bytes, whole * part.length + min(rest, part.length))
-    return total

@@ -1,6 +1,5 @@
 """A pruned folder appears whole or not at all, and never in the place of something else."""
 
-import dataclasses
 import errno
 import hashlib
 import json
@@ -14,7 +13,7 @@ from checkpoints import (
     prune,
 )
 from mnemoscope.interventions import checkpoint_surgery as surgery
-from mnemoscope.interventions import checkpoint_verify, new_folder, safetensors_bytes
+from mnemoscope.interventions import checkpoint_verify, edited_copies, new_folder, safetensors_bytes
 from mnemoscope.interventions.checkpoint_surgery import (
     MANIFEST,
     CheckpointError,
@@ -105,9 +104,9 @@ class Failing:
 
 
 PLACES = [
-    (safetensors_bytes, "_changed", 2),
+    (edited_copies, "_edit", 2),
     (surgery, "share_or_copy", 1),
-    (surgery, "_copied", 3),
+    (surgery, "_start_file", 3),
     (surgery, "write_file", 1),
     (checkpoint_verify, "_differs", 1),
     (os, "fsync", 2),
@@ -168,17 +167,17 @@ def test_read_only_place_is_refused(llama, tmp_path, monkeypatch):
 
 
 def test_copy_that_was_spoilt_on_the_way_is_refused(llama, tmp_path, monkeypatch):
-    real = surgery.copy_edited
+    real = surgery.start_copy
 
-    def spoils(source, target, changes=(), kept=None):
-        hashes = real(source, target, changes, kept)
+    def spoils(threads, source, target, changes=(), kept=None):
+        hashes = real(threads, source, target, changes, kept)
         if changes:
             content = bytearray(target.read_bytes())
             content[changes[0].edit.tensor.end - 1] ^= 1
             target.write_bytes(content)
         return hashes
 
-    monkeypatch.setattr(surgery, "copy_edited", spoils)
+    monkeypatch.setattr(surgery, "start_copy", spoils)
     with pytest.raises(CheckpointError, match="does not hold the planned numbers"):
         prune(llama, tmp_path / "out")
     assert os.listdir(tmp_path) == ["llama"]
@@ -186,12 +185,13 @@ def test_copy_that_was_spoilt_on_the_way_is_refused(llama, tmp_path, monkeypatch
 
 def test_wrong_byte_ranges_are_caught_by_the_second_reader(llama, tmp_path, monkeypatch):
     """Ranges off by one number agree with themselves; the safetensors library finds the rest."""
-    real = safetensors_bytes.TensorEdit.ranges.fget
+    real = safetensors_bytes.TensorEdit._places
 
-    def shifted(edit):
-        return tuple(dataclasses.replace(part, offset=part.offset + 4) for part in real(edit))
+    def shifted(edit, rows, first):
+        places = real(edit, rows, first)
+        return [(r, slice(columns.start + 4, columns.stop + 4)) for r, columns in places]
 
-    monkeypatch.setattr(safetensors_bytes.TensorEdit, "ranges", property(shifted))
+    monkeypatch.setattr(safetensors_bytes.TensorEdit, "_places", shifted)
     with pytest.raises(CheckpointError, match=r"does not hold the planned numbers"):
         prune(llama, tmp_path / "out", [HeadId(0, 1)])
     assert os.listdir(tmp_path) == ["llama"]
@@ -272,7 +272,7 @@ def test_untouched_shards_are_copied_on_request_and_where_links_fail(llama, tmp_
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuses)
-    monkeypatch.setattr(new_folder, "_reflink", lambda source, target: False)
+    monkeypatch.setattr(edited_copies, "_reflink", lambda source, target: False)
     b = prune(llama, tmp_path / "b")
     for out in (a, b):
         for path in out.glob("*.safetensors"):
