@@ -7,7 +7,7 @@ running a few tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .errors import UnitOutOfRangeError, UnsupportedModelError
-from .types import HeadId, KVHeadId, NeuronId
+from .errors import UnitOutOfRangeError, UnsupportedModelError, UnsupportedSiteError
+from .types import HeadId, KVHeadId, NeuronId, Site
+
+GATE_SITES = (Site.GATE_PRE, Site.UP)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class ArchSpec:
     pre_norm_flag: str = ""
     """Configuration flag that is False for post-LN stacks; empty where blocks are never post-LN."""
     rotary: bool = True
+    gate: str | None = None
+    """Module whose output is the gate before its nonlinearity; None where MLPs have no gate."""
+    up: str | None = None
+    """Module whose output the gate multiplies. The same module as `gate` where they are fused: the
+    gate's half comes first."""
     interface: bool = True
     """Attention goes through the attention interface of transformers."""
     transposed: bool = False
@@ -51,6 +58,8 @@ _LLAMA = ArchSpec(
     mlp_out="mlp",
     down="mlp.down_proj",
     resid_mid="post_attention_layernorm",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
 )
 _GEMMA2 = ArchSpec(
     blocks="model.layers",
@@ -59,6 +68,8 @@ _GEMMA2 = ArchSpec(
     mlp_out="mlp",
     down="mlp.down_proj",
     resid_mid="pre_feedforward_layernorm",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
 )
 
 ARCHITECTURES: dict[str, ArchSpec] = {
@@ -124,7 +135,7 @@ ARCHITECTURES: dict[str, ArchSpec] = {
         resid_mid=None,
         parallel=True,
     ),
-    "phi3": _LLAMA,
+    "phi3": replace(_LLAMA, gate="mlp.gate_up_proj", up="mlp.gate_up_proj"),
     "olmo2": ArchSpec(
         blocks="model.layers",
         attn="self_attn",
@@ -132,6 +143,8 @@ ARCHITECTURES: dict[str, ArchSpec] = {
         mlp_out="mlp",
         down="mlp.down_proj",
         resid_mid="mlp",
+        gate="mlp.gate_proj",
+        up="mlp.up_proj",
     ),
     "granite": _LLAMA,
 }
@@ -183,9 +196,23 @@ class Anatomy:
     def check_neuron(self, neuron: NeuronId) -> None:
         """Raises `UnitOutOfRangeError` unless the model has this neuron."""
         self.check_layer(neuron.layer)
-        if self.d_mlp is None or not 0 <= neuron.index < self.d_mlp:
-            limit = "no neuron site" if self.d_mlp is None else f"neurons 0 to {self.d_mlp - 1}"
-            raise UnitOutOfRangeError(f"{neuron}: this model has {limit} in each layer.")
+        n_units = self.n_units(neuron.site)
+        if not 0 <= neuron.index < n_units:
+            raise UnitOutOfRangeError(
+                f"{neuron}: this model has units 0 to {n_units - 1} at {neuron.site} in each layer."
+            )
+
+    def n_units(self, site: Site) -> int:
+        """Units of one layer at an MLP site: `d_mlp`, or `d_model` at `Site.MLP_OUT`.
+
+        Raises `UnsupportedSiteError` where the architecture has no such units.
+        """
+        if site is Site.MLP_OUT:
+            return self.d_model
+        gated = self.spec.gate is not None
+        if self.d_mlp is not None and (site is Site.NEURON or (site in GATE_SITES and gated)):
+            return self.d_mlp
+        raise UnsupportedSiteError(why_no_units(site, self.model_type, self.d_mlp))
 
     def check_layer(self, layer: int) -> None:
         """Raises `UnitOutOfRangeError` unless the model has this layer."""
@@ -193,6 +220,15 @@ class Anatomy:
             raise UnitOutOfRangeError(
                 f"layer {layer} does not exist: this model has layers 0 to {self.n_layers - 1}."
             )
+
+
+def why_no_units(site: Site, model_type: str, d_mlp: int | None) -> str:
+    """The reason, for an error, why an architecture has no single units at a site."""
+    if site not in (Site.NEURON, *GATE_SITES):
+        return f"{site} has no single units: use {', '.join((Site.NEURON, *GATE_SITES))}."
+    if d_mlp is None:
+        return f"{model_type} keeps its experts fused: it has no single-neuron site."
+    return f"{model_type} has MLPs without a gate: there is no {site}; use {Site.NEURON}."
 
 
 def resolve_anatomy(module: Any) -> Anatomy:

@@ -16,13 +16,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .anatomy import Anatomy
+from .anatomy import GATE_SITES, Anatomy
 from .errors import MnemoscopeError, UnsupportedSiteError
 from .types import HeadId, NeuronId, Site
 
 Op = Literal["zero", "mean", "resample", "scale", "set", "add"]
 Phase = Literal["prefill", "decode", "both"]
-Positions = Literal["all", "end"] | tuple[int, ...]
+Positions = Literal["all", "all_but_first", "end"] | tuple[int, ...]
+
+UNIT_SITES = (Site.NEURON, *GATE_SITES, Site.MLP_OUT)
+"""Where a `NeuronId` can be edited."""
 
 EDITABLE_STREAMS = (Site.RESID_PRE, Site.RESID_POST, Site.ATTN_OUT, Site.MLP_OUT)
 
@@ -47,9 +50,10 @@ class Edit:
 
     `value` broadcasts over `[batch, pos, unit, d_v]` (heads), `[batch, pos, unit]` (neurons) or
     `[batch, pos, unit, d_model]` (streams): leave out `pos`, or `batch` and `pos`, for values
-    that are the same there. `positions` are "all" real tokens, "end", or offsets counted from the
-    row's first token (>= 0) or back from END (-1 is END). Positions other than "all" exist in the
-    prompt only, so their phase is "prefill".
+    that are the same there. `positions` are "all" real tokens, "all_but_first" (spares a row's
+    first token, where attention sinks sit), "end", or offsets counted from the row's first token
+    (>= 0) or back from END (-1 is END). The last two exist in the prompt only, so their phase is
+    "prefill".
     """
 
     op: Op
@@ -131,7 +135,8 @@ def _check_value(edit: Edit, anatomy: Anatomy) -> None:
         )
     if not isinstance(edit.value, Tensor) or edit.value.ndim == 0:
         return
-    width = {Site.Z: (anatomy.d_v,), Site.NEURON: ()}.get(edit.site, (anatomy.d_model,))
+    kinds: dict[type, tuple[int, ...]] = {HeadId: (anatomy.d_v,), NeuronId: ()}
+    width = kinds.get(type(edit.units[0]), (anatomy.d_model,))
     last, axes = (len(edit.units), *width), 1 + len(width)
     fits = all(
         size in (1, want) for size, want in zip(edit.value.shape[-axes:], last, strict=False)
@@ -146,14 +151,16 @@ def _check_value(edit: Edit, anatomy: Anatomy) -> None:
 
 def _check_positions(edit: Edit) -> None:
     offsets = edit.positions if isinstance(edit.positions, tuple) else ()
-    named = edit.positions in ("all", "end")
+    named = edit.positions in ("all", "all_but_first", "end")
     if not named and not (offsets and all(isinstance(offset, int) for offset in offsets)):
         raise MnemoscopeError(
-            f"positions {edit.positions!r} are unknown: use 'all', 'end' or a tuple of offsets."
+            f"positions {edit.positions!r} are unknown: use 'all', 'all_but_first', 'end' or a "
+            "tuple of offsets."
         )
-    if edit.positions != "all" and edit.phase == "decode":
+    if edit.positions not in ("all", "all_but_first") and edit.phase == "decode":
         raise MnemoscopeError(
-            "positions other than 'all' exist in the prompt only: phase='prefill'."
+            "positions other than 'all' and 'all_but_first' exist in the prompt only: "
+            "phase='prefill'."
         )
 
 
@@ -161,8 +168,10 @@ def _check_unit(unit: Unit, anatomy: Anatomy) -> None:
     if isinstance(unit, HeadId):
         anatomy.check_head(unit)
     elif isinstance(unit, NeuronId):
-        if unit.site is not Site.NEURON:
-            raise UnsupportedSiteError(f"neurons can be edited at {Site.NEURON}, not {unit.site}.")
+        if unit.site not in UNIT_SITES:
+            raise UnsupportedSiteError(
+                f"neurons can be edited at {', '.join(UNIT_SITES)}, not {unit.site}."
+            )
         anatomy.check_neuron(unit)
     else:
         anatomy.check_layer(unit.layer)
@@ -184,5 +193,5 @@ def edited(old: Tensor, op: Op, value: Tensor | float | None) -> Tensor:
     assert value is not None
     if op == "scale":
         return old * value
-    new = torch.as_tensor(value, device=old.device).to(old.dtype)
+    new = torch.as_tensor(value, device=old.device, dtype=old.dtype)
     return old + new if op == "add" else new.expand_as(old)

@@ -16,7 +16,7 @@ from threading import RLock
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -172,11 +172,13 @@ class HookedModel:
         layers: Sequence[int] | None = None,
         at: At = "all",
         reduce: Reduce | None = None,
+        among: Bool[Tensor, "batch pos"] | None = None,
     ) -> Captured:
         """Run once and keep the sites of the layers (all by default).
 
         `at` chooses the positions that are kept; `reduce` then folds the position axis inside the
-        hook, over real tokens only ("norm" is the root mean square). Memory: what is kept, plus
+        hook, over real tokens only ("norm" is the root mean square), or over those `among`
+        them (a mask; a row needs one cell at least). Memory: what is kept, plus
         the forward pass itself. Raises `UnsupportedSiteError`, `UnitOutOfRangeError`.
         """
         layers = range(self.anatomy.n_layers) if layers is None else layers
@@ -187,6 +189,7 @@ class HookedModel:
                 f"reduce={reduce!r} is unknown: use {', '.join(get_args(Reduce))}."
             )
         columns = _columns(batch, at)
+        folded = batch.mask if among is None else _checked_cells(batch, among, reduce)
         kept: dict[tuple[Site, int], Tensor] = {}
         with self.lock, ExitStack() as stack:
             running = stack.enter_context(watch_batch(self.module))
@@ -194,7 +197,7 @@ class HookedModel:
             def keep(site: Site, layer: int) -> Callable[[Tensor], None]:
                 def store(x: Tensor) -> None:
                     value = _at(in_batch_shape(x, running), columns)
-                    kept[site, layer] = _reduced(value, batch, columns, reduce)
+                    kept[site, layer] = _reduced(value, _at(folded, columns), reduce)
 
                 return store
 
@@ -343,12 +346,22 @@ def _at(x: Tensor, columns: Tensor | None) -> Tensor:
     return x[rows, columns.to(x.device)].detach()
 
 
-def _reduced(
-    value: Tensor, batch: TokenBatch, columns: Tensor | None, how: Reduce | None
-) -> Tensor:
+def _checked_cells(batch: TokenBatch, among: Tensor, reduce: Reduce | None) -> Tensor:
+    if reduce is None or among.shape != batch.mask.shape:
+        raise MnemoscopeError(
+            f"among is a mask {tuple(batch.mask.shape)} of cells to reduce, got "
+            f"{tuple(among.shape)} with reduce={reduce!r}."
+        )
+    cells = among.to(batch.mask.device) & batch.mask
+    if not bool(cells.any(1).all()):
+        raise PromptError("a row has no token among those to reduce: choose other cells.")
+    return cells
+
+
+def _reduced(value: Tensor, real: Tensor, how: Reduce | None) -> Tensor:
     if how is None:
         return value
-    real = _at(batch.mask.to(value.device), columns)
+    real = real.to(value.device)
     real = real.reshape(*real.shape, *[1] * (value.ndim - 2))
     value = value.float() if value.dtype.itemsize < 4 else value
     if how == "max":

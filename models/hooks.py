@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, part
+from .anatomy import GATE_SITES, Anatomy, part, why_no_units
 from .edits import Edit, edited
 from .errors import EditNeverFiredError, MnemoscopeError, UnsupportedSiteError
 from .tokens import TokenBatch
@@ -34,6 +34,8 @@ class RunningBatch:
     shape: tuple[int, int] = (0, 0)
     mask: Tensor | None = None
     decoding: bool = False
+    fresh: bool = True
+    """Nothing is in the cache yet: the rows' first tokens are here."""
 
 
 @contextmanager
@@ -50,6 +52,7 @@ def watch_batch(module: nn.Module) -> Iterator[RunningBatch]:
         past = cache.get_seq_length() if cache is not None else 0
         running.shape = (ids.shape[0], ids.shape[1])
         running.decoding = past > 0 and ids.shape[1] == 1
+        running.fresh = past == 0
         mask: Any = kwargs.get("attention_mask")
         plain = isinstance(mask, Tensor) and mask.ndim == 2
         running.mask = mask[:, -ids.shape[1] :].bool() if plain else None
@@ -94,6 +97,11 @@ def install(
         return _on_output(part(block, spec.mlp_out), change)
     if site is Site.NEURON and spec.down is not None:
         return _on_input(part(block, spec.down), change)
+    if site in GATE_SITES and spec.gate is not None and spec.up is not None:
+        path = spec.gate if site is Site.GATE_PRE else spec.up
+        if spec.gate == spec.up:
+            change = _half(change, second=site is Site.UP)
+        return _on_output(part(block, path), change)
     has_middle = spec.resid_mid is not None and not (anatomy.parallel or anatomy.post_ln)
     if site is Site.RESID_MID and has_middle:
         return _on_input(part(block, str(spec.resid_mid)), change)
@@ -101,8 +109,8 @@ def install(
 
 
 def _why_not(site: Site, anatomy: Anatomy) -> str:
-    if site is Site.NEURON:
-        return f"{anatomy.model_type} keeps its experts fused: it has no single-neuron site."
+    if site in (Site.NEURON, *GATE_SITES):
+        return why_no_units(site, anatomy.model_type, anatomy.d_mlp)
     if site is Site.RESID_MID and anatomy.post_ln:
         return f"{anatomy.model_type} normalises each sum here: there is no {site}; use resid_post."
     if site is Site.RESID_MID:
@@ -131,6 +139,20 @@ def _on_output(target: nn.Module, change: Change) -> torch.utils.hooks.Removable
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     return target.register_forward_hook(hook)
+
+
+def _half(change: Change, *, second: bool) -> Change:
+    """One half of a fused projection, the gate's half first."""
+
+    def on_half(x: Tensor) -> Tensor | None:
+        halves = list(x.chunk(2, dim=-1))
+        new = change(halves[second])
+        if new is None:
+            return None
+        halves[second] = new
+        return torch.cat(halves, dim=-1)
+
+    return on_half
 
 
 def _per_head(change: Change, n_heads: int) -> Change:
@@ -239,6 +261,9 @@ def selected_cells(
     mask = full if running.mask is None else running.mask.to(device)
     if edit.positions == "all":
         return mask
+    if edit.positions == "all_but_first":
+        first = position_cells(TokenBatch(mask.long(), mask), (0,))
+        return mask & ~first if running.fresh else mask
     if running.decoding:
         return None
     return position_cells(TokenBatch(mask.long(), mask), edit.positions)

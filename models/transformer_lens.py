@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .anatomy import Anatomy, is_on_meta
+from .anatomy import GATE_SITES, Anatomy, is_on_meta
 from .errors import MnemoscopeError, UnsupportedModelError, UnsupportedSiteError
 from .hooked import HookedModel, wrap
 from .tokens import TokenBatch
@@ -35,6 +35,8 @@ _HOOKS: dict[Site, str] = {
     Site.ATTN_OUT: "attn.hook_out",
     Site.MLP_OUT: "mlp.hook_out",
     Site.NEURON: "mlp.hook_post",
+    Site.GATE_PRE: "mlp.hook_pre",
+    Site.UP: "mlp.hook_pre_linear",
     Site.ROT_Q: "attn.hook_rot_q",
     Site.ROT_K: "attn.hook_rot_k",
     Site.V: "attn.hook_v",
@@ -141,8 +143,11 @@ def _why_absent(site: Site, anatomy: Anatomy) -> str:
         return f"{kind} blocks are parallel"
     if site is Site.RESID_MID and anatomy.post_ln:
         return f"{kind} blocks are post-LN, where no norm reads the stream between the two"
-    if site is Site.NEURON and anatomy.spec.down is None:
-        return f"{kind} keeps its experts fused"
+    if site in (Site.NEURON, *GATE_SITES):
+        try:
+            anatomy.n_units(site)
+        except UnsupportedSiteError as error:
+            return str(error).rstrip(".")
     if site in _WITHOUT_ROTARY and kind in _SILENT_ROTARY:
         return f"TransformerLens never calls {_HOOKS[site]} for {kind}"
     return ""

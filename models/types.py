@@ -35,6 +35,12 @@ class Site(StrEnum):
     """Output of the MLP (or expert layer), before any post-norm or residual scale."""
     NEURON = "neuron"
     """MLP hidden units after the gate: the input of the down projection, `[batch, pos, neuron]`."""
+    GATE_PRE = "gate_pre"
+    """Output of the gate projection, before its nonlinearity, `[batch, pos, neuron]`; gated MLPs
+    only."""
+    UP = "up"
+    """Output of the up projection, which the gate multiplies, `[batch, pos, neuron]`; gated MLPs
+    only."""
     ROT_Q = "rot_q"
     """Queries as scored: after bias, q-norm and rotary, `[batch, pos, head, d_head]`."""
     ROT_K = "rot_k"
@@ -97,7 +103,8 @@ class KVHeadId:
 
 @dataclass(frozen=True, order=True, slots=True)
 class NeuronId:
-    """One hidden unit of an MLP at a named site (`Site.NEURON` unless said otherwise)."""
+    """One coordinate of an MLP at a named site: a hidden unit (`Site.NEURON` unless said
+    otherwise), its gate or up projection, or a dimension of `Site.MLP_OUT`."""
 
     layer: int
     index: int

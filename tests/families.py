@@ -19,6 +19,9 @@ COMMON: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "granite")
+"""Families whose MLPs have a gate and no experts."""
 GQA = {"num_key_value_heads": 2}
 HEAD = {"head_dim": 12}  # heads x head_dim differs from the hidden size
 _GPT = {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}

@@ -135,7 +135,7 @@ def test_another_thread_never_sees_an_edit() -> None:
         (zero([HeadId(3, 0)]), UnitOutOfRangeError, "layers 0 to 2"),
         (zero([HeadId(-1, 0)]), UnitOutOfRangeError, "layers 0 to 2"),
         (zero([HeadId(0, 4)]), UnitOutOfRangeError, "query heads 0 to 3"),
-        (zero([NeuronId(0, 48)]), UnitOutOfRangeError, "neurons 0 to 47"),
+        (zero([NeuronId(0, 48)]), UnitOutOfRangeError, "units 0 to 47"),
         (zero([StreamId(9, Site.MLP_OUT)]), UnitOutOfRangeError, "layers 0 to 2"),
         (zero([HeadId(0, 1), HeadId(0, 1)]), MnemoscopeError, "twice"),
         (zero([HeadId(0, 1), NeuronId(0, 1)]), MnemoscopeError, "one kind"),
@@ -176,7 +176,7 @@ def test_wrong_edits_are_refused_before_anything_runs(
 
 def test_neurons_of_fused_experts_are_refused() -> None:
     with (
-        pytest.raises(UnitOutOfRangeError, match="no neuron site"),
+        pytest.raises(UnsupportedSiteError, match="experts fused"),
         plain.model_of("mixtral").intervene([zero([NeuronId(0, 0)])]),
     ):
         pytest.fail("the block was entered")

@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, ids, tiny
+from families import FAMILIES, GATED, ids, tiny
 from mnemoscope.models import HeadId, HookedModel, MnemoscopeError, Site, TokenBatch, wrap, zero
 from mnemoscope.models.attention import seeing_attention
 from mnemoscope.models.errors import (
@@ -167,6 +167,8 @@ def test_every_site_has_a_name_where_transformer_lens_has_a_hook(pair: Any) -> N
             expected.add(Site.RESID_MID)
         if family == "mixtral":
             expected.add(Site.NEURON)
+        if family not in GATED:
+            expected |= {Site.GATE_PRE, Site.UP}
         if family in SILENT_ROTARY:
             expected |= {Site.ROT_Q, Site.ROT_K}
         assert absent == expected, family
