@@ -191,7 +191,9 @@ def edited(old: Tensor, op: Op, value: Tensor | float | None) -> Tensor:
     if op == "zero":
         return torch.zeros_like(old)
     assert value is not None
-    if op == "scale":
+    if op == "scale" and not isinstance(value, Tensor):
         return old * value
     new = torch.as_tensor(value, device=old.device, dtype=old.dtype)
+    if op == "scale":
+        return old * new
     return old + new if op == "add" else new.expand_as(old)

@@ -177,9 +177,10 @@ class HookedModel:
         """Run once and keep the sites of the layers (all by default).
 
         `at` chooses the positions that are kept; `reduce` then folds the position axis inside the
-        hook, over real tokens only ("norm" is the root mean square), or over those `among`
-        them (a mask; a row needs one cell at least). Memory: what is kept, plus
-        the forward pass itself. Raises `UnsupportedSiteError`, `UnitOutOfRangeError`.
+        hook, over real tokens only ("norm" is the root mean square), or over those `among` them (a
+        mask; a row needs one cell at least). With `reduce` the logits are those of END. Memory:
+        what is kept, plus the forward pass itself. Raises `UnsupportedSiteError`,
+        `UnitOutOfRangeError`.
         """
         layers = range(self.anatomy.n_layers) if layers is None else layers
         for layer in layers:
@@ -210,7 +211,8 @@ class HookedModel:
                 for layer in layers:
                     hook = site_hook(self.module, self.anatomy, site, layer, keep(site, layer))
                     stack.enter_context(hook)
-            logits = self.forward(batch, columns)
+            read = columns if reduce is None else batch.ends[:, None]
+            logits = self.forward(batch, read)
         return Captured(kept, logits)
 
     def forward(

@@ -1,5 +1,15 @@
 """Small models whose inner workings are known: set by hand, or trained by us."""
 
 from .planted import PlantedModel, null_model, planted_model, planted_relation
+from .planted_units import PlantedUnits, null_units_model, plant_unit, planted_units_model
 
-__all__ = ["PlantedModel", "null_model", "planted_model", "planted_relation"]
+__all__ = [
+    "PlantedModel",
+    "PlantedUnits",
+    "null_model",
+    "null_units_model",
+    "plant_unit",
+    "planted_model",
+    "planted_relation",
+    "planted_units_model",
+]

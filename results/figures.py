@@ -64,7 +64,7 @@ def head_grid_figure(
     # Ranges are set so that marks on the rim do not widen the grid.
     figure.update_xaxes(title="head", range=[-0.5, scores.shape[1] - 0.5], showgrid=False)
     figure.update_yaxes(title="layer", range=[scores.shape[0] - 0.5, -0.5], showgrid=False)
-    return _finished(figure, title)
+    return finished(figure, title)
 
 
 def rates_figure(
@@ -90,7 +90,7 @@ def rates_figure(
         )
     figure.update_layout(barmode="group")
     figure.update_yaxes(title=axis_label, range=[0, 1])
-    return _finished(figure, title)
+    return finished(figure, title)
 
 
 def dose_figure(
@@ -117,7 +117,7 @@ def dose_figure(
         )
     figure.update_xaxes(title=dose_label)
     figure.update_yaxes(title=axis_label)
-    return _finished(figure, title)
+    return finished(figure, title)
 
 
 def can_write_png() -> bool:
@@ -168,7 +168,7 @@ def _need(table: polars.DataFrame, columns: Sequence[str]) -> None:
         raise FigureError(f"the table has no column {', '.join(missing)}: it has {table.columns}.")
 
 
-def _finished(figure: go.Figure, title: str) -> go.Figure:
+def finished(figure: go.Figure, title: str) -> go.Figure:
     figure.update_layout(
         title=title,
         template="plotly_white",

@@ -127,11 +127,12 @@ def price(label, heads_out, mode, role, percent):
     return row
 
 
+# a small model rounds several percentages to the same number of heads: measure it once
+sizes = {size_grid(model, (percent,))[0]: percent for percent in reversed(params.percents)}
 rows = []
 for role, ranking in rankings.items():
     barred = {head for other in rankings.values() for head in other[: max(1, total // 12)]}
-    for percent in params.percents:
-        (k,) = size_grid(model, (percent,))
+    for k, percent in sorted(sizes.items()):
         chosen = ranking[:k]
         if len(chosen) < k:
             continue

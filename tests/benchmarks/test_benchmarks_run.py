@@ -114,6 +114,21 @@ def test_head_scoring_counts_in_forward_passes() -> None:
         assert f"{row['estimand']}: 16 heads x 2 corruptions cost" in text
 
 
+@linux
+def test_ranking_neurons_is_measured_in_forward_passes() -> None:
+    pytest.importorskip("sklearn")
+    (speed,), (memory,) = tables(toy("average_precision"))
+    assert int(speed["units"]) == 3 * 48
+    assert int(speed["prompts"]) == 12 * 4
+    assert 0 < float(speed["lowest"]) <= float(speed["ratio"]) <= float(speed["highest"])
+    rounded = 0.005  # the table shows three digits
+    assert float(speed["ratio"]) < 1 + rounded or speed["within 1.0"] == "NO"
+    assert float(speed["ratio"]) > 1 - rounded or speed["within 1.0"] == "yes"
+    assert float(speed["faster"]) > 1
+    peak, bound = float(memory["peak MB"]), float(memory["memory_bytes MB"])
+    assert memory["within bound"] == ("yes" if peak <= bound else "NO")
+
+
 def test_toy_figures_are_never_written() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "hook_overhead.py"), "--toy", "--write"],
