@@ -147,6 +147,8 @@ for role, ranking in rankings.items():
             norms=norms,
             exclude=barred - set(chosen),
         )
+        if drawn.note:  # fewer different sets make the smallest p larger than 1 / (1 + draws)
+            print(f"controls of {k} {role} heads: {drawn.note}")
         for number, draw in enumerate(drawn.draws):
             label = f"{role} {k} random {number}"
             rows.append({**price(label, draw, "zero", role, percent), "edit": "random"})
