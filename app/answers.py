@@ -143,7 +143,13 @@ def next_token_table(model: HookedModel, text: str, k: int = 10) -> polars.DataF
     """The k most probable next tokens: `rank`, `token` (its text), `id`, `probability`."""
     if k < 1:
         raise MnemoscopeError("ask for one next token at least.")
-    probabilities = next_probabilities(model, text)
+    return top_tokens(model, next_probabilities(model, text), k)
+
+
+def top_tokens(
+    model: HookedModel, probabilities: Float[Tensor, " d_vocab"], k: int = 10
+) -> polars.DataFrame:
+    """The k most probable tokens of a distribution, as in `next_token_table`."""
     top = probabilities.topk(min(k, len(probabilities)))
     ids = top.indices.tolist()
     return polars.DataFrame(

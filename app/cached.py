@@ -108,7 +108,8 @@ def _run(folder: str, updated: str) -> RunScores | None:
     return run_scores(Path(folder))
 
 
-def _kept(function: Callable[..., Any], entries: int = 32) -> Callable[..., Any]:
+def kept(function: Callable[..., Any], entries: int = 32) -> Callable[..., Any]:
+    """The function with its last results remembered; arguments with an underscore do not count."""
     return st.cache_data(max_entries=entries, show_spinner=False)(function)
 
 
@@ -117,10 +118,10 @@ loaded_model: Callable[[str], Loaded] = st.cache_resource(
 )(_load)
 """The model of a place in the allow-list; loading another one lets go of the first."""
 
-greedy_texts: Callable[..., tuple[str, ...]] = _kept(_texts)
-next_tokens: Callable[..., polars.DataFrame] = _kept(_next)
-scores_of_prompt: Callable[..., polars.DataFrame] = _kept(_scores)
-pattern_of_head: Callable[..., Pattern] = _kept(_pattern)
-readings_of: Callable[..., tuple[Reading, ...]] = _kept(_readings)
-control_of: Callable[..., Control] = _kept(_control)
-scores_of_run: Callable[[str, str], RunScores | None] = _kept(_run)
+greedy_texts: Callable[..., tuple[str, ...]] = kept(_texts)
+next_tokens: Callable[..., polars.DataFrame] = kept(_next)
+scores_of_prompt: Callable[..., polars.DataFrame] = kept(_scores)
+pattern_of_head: Callable[..., Pattern] = kept(_pattern)
+readings_of: Callable[..., tuple[Reading, ...]] = kept(_readings)
+control_of: Callable[..., Control] = kept(_control)
+scores_of_run: Callable[[str, str], RunScores | None] = kept(_run)

@@ -26,6 +26,14 @@ _TENTHS = alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1])
 def next_token_chart(table: polars.DataFrame, ids: Mapping[str, int]) -> Any:
     """Bars of the most probable next tokens, those of the two answers coloured."""
     named = {i: f"{role} answer" for role, i in ids.items()}
+    legend = alt.Legend(orient="bottom", title=None)
+    return token_bars(table, named, _ROLE, legend=legend)
+
+
+def token_bars(
+    table: polars.DataFrame, named: Mapping[int, str], scale: Any, *, legend: Any
+) -> Any:
+    """Bars of the most probable next tokens, coloured by the name that their id has, or "other"."""
     shown = table.with_columns(
         polars.Series("answer", [named.get(i, "other") for i in table["id"]]),
         # The rank keeps two tokens of the same text apart.
@@ -43,7 +51,7 @@ def next_token_chart(table: polars.DataFrame, ids: Mapping[str, int]) -> Any:
         x=alt.X("probability:Q", title="probability", scale=_UNIT, axis=_TENTHS),
     )
     return base.mark_bar().encode(
-        color=alt.Color("answer:N", scale=_ROLE, legend=alt.Legend(orient="bottom", title=None)),
+        color=alt.Color("answer:N", scale=scale, legend=legend),
         tooltip=["token:N", "id:Q", alt.Tooltip("probability:Q", format=".4f")],
     )
 

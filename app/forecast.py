@@ -6,7 +6,10 @@ accelerator. Right within a factor of a few, which is all that a button needs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..models.hooked import HookedModel
+from ..models.tokens import encode
 from .answers import Question
 
 LONGEST_WAIT = 10.0
@@ -24,6 +27,13 @@ def control_seconds(model: HookedModel, question: Question, draws: int) -> float
     """As many full passes over the question's texts as there are draws."""
     lengths = [model.tokens(text).ids.shape[1] for text in question.texts]
     return _seconds(model, draws * sum(lengths))
+
+
+def reading_seconds(model: HookedModel, texts: Sequence[str]) -> float:
+    """One pass over each text; their length is that of a sample of fifty."""
+    sample = texts[:: max(1, len(texts) // 50)]
+    tokens = sum(len(encode(model.text_tokenizer, text)) for text in sample)
+    return _seconds(model, tokens * len(texts) / max(1, len(sample)))
 
 
 def _seconds(model: HookedModel, tokens: float) -> float:

@@ -56,15 +56,20 @@ def save_as(folder: Path, file_name: str, head_set: HeadSet, *, force: bool) -> 
     Raises `MnemoscopeError` for a name with separators, `RunFolderError` when the file is there
     and `force` is not given.
     """
+    path = plain_path(folder, file_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_head_set(path, head_set, force=force)
+    return path
+
+
+def plain_path(folder: Path, file_name: str) -> Path:
+    """`folder/name.json`. Raises `MnemoscopeError` for a name with separators."""
     name = file_name.strip().removesuffix(".json")
     if not _NAME.fullmatch(name):
         raise MnemoscopeError(
             f"{file_name!r} is no plain file name: use letters, digits, '-', '_' and '.'."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    save_head_set(path, head_set, force=force)
-    return path
+    return folder / f"{name}.json"
 
 
 def saved_sets(folder: Path) -> list[str]:

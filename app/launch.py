@@ -151,6 +151,7 @@ def announce(settings: Settings, url: str) -> None:
         console.print(f"  model      {label}" + (f" ({place})" if place != label else ""))
     console.print(f"  runs       {settings.runs_root}")
     console.print(f"  head sets  {settings.head_sets}")
+    console.print(f"  unit sets  {settings.neuron_sets}")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

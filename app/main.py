@@ -10,6 +10,7 @@ st.set_page_config(page_title="Mnemoscope", layout="wide", initial_sidebar_state
 page = st.navigation(
     [
         st.Page(VIEWS / "explore.py", title="Memory or context?", url_path="explore", default=True),
+        st.Page(VIEWS / "neurons.py", title="Which neurons know a relation?", url_path="neurons"),
         st.Page(VIEWS / "runs.py", title="Runs", url_path="runs"),
         st.Page(VIEWS / "about.py", title="About", url_path="about"),
     ],

@@ -1,4 +1,4 @@
-"""What one start of the explorer serves: models, the runs folder and the head-set folder.
+"""What one start of the explorer serves: models, the runs folder and the folders of saved sets.
 
 The launcher writes it into one environment variable as JSON; the pages read it there. Pages take
 models from this list only, never from a path typed into the browser.
@@ -26,6 +26,11 @@ class Settings:
     models: dict[str, str]
     runs_root: Path
     head_sets: Path
+
+    @property
+    def neuron_sets(self) -> Path:
+        """The folder of saved neuron sets, beside that of the head sets."""
+        return self.head_sets.with_name("neuron-sets")
 
     def to_json(self) -> str:
         """The settings as one line, for the environment variable."""

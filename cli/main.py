@@ -17,7 +17,7 @@ from ..models.errors import (
     UnsupportedModelError,
     UnsupportedSiteError,
 )
-from .commands import app_command, demo_command, heads, models, prune, runs, study
+from .commands import app_command, demo_command, heads, models, neurons, prune, runs, study
 from .output import say
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(heads.app, name="heads")
+app.add_typer(neurons.app, name="neurons")
 app.add_typer(prune.app, name="prune")
 app.add_typer(runs.app, name="runs")
 app.add_typer(study.app, name="study")

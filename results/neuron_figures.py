@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from .errors import FigureError
 from .figures import finished
 
-_HEIGHT_A_ROW, _LEAST_HEIGHT = 26, 320
+_HEIGHT_A_ROW, _LEAST_HEIGHT = 26, 360
 
 
 def layer_histogram_figure(
@@ -54,21 +54,18 @@ def matrix_figure(
 ) -> go.Figure:
     """A matrix of named rows and columns, its numbers written into the cells.
 
-    `centred` puts white at zero (blue below, red above). `marked` cells carry a star. Raises
-    `FigureError` when the names do not fit.
+    `centred` puts white at zero (blue below, red above). `marked` cells carry a star; cells that
+    are not finite stay empty. Raises `FigureError` when the names do not fit.
     """
     values = np.asarray(values, dtype=float)
     if values.shape != (len(rows), len(columns)):
         raise FigureError(f"a matrix {values.shape} does not fit {len(rows)} by {len(columns)}.")
     stars = np.zeros(values.shape, dtype=bool) if marked is None else np.asarray(marked, dtype=bool)
+    limit = float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0)) or 1.0
     text = [
-        [
-            "" if np.isnan(v) else f"{v:.2g}{'*' if star else ''}"
-            for v, star in zip(a, b, strict=True)
-        ]
+        [_cell(v, star, limit) for v, star in zip(a, b, strict=True)]
         for a, b in zip(values, stars, strict=True)
     ]
-    limit = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
     colours = {"colorscale": "RdBu_r", "zmid": 0, "zmin": -limit, "zmax": limit}
     figure = go.Figure(
         go.Heatmap(
@@ -86,3 +83,11 @@ def matrix_figure(
     figure.update_yaxes(title=row_label, autorange="reversed")
     figure.update_layout(height=max(_LEAST_HEIGHT, 220 + _HEIGHT_A_ROW * len(rows)))
     return finished(figure, title)
+
+
+def _cell(value: float, star: bool, limit: float) -> str:
+    """As many decimals in every cell as the largest one needs for three digits."""
+    if not np.isfinite(value):
+        return ""
+    decimals = max(0, 2 - int(np.floor(np.log10(limit))))
+    return f"{round(value, decimals) + 0.0:.{decimals}f}{'*' if star else ''}"

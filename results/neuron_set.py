@@ -87,9 +87,13 @@ class NeuronSet:
 
 
 def check_neurons_fit(neuron_set: NeuronSet, n_layers: int, d_mlp: int) -> None:
-    """Raise `UnitSetError` when the set does not fit a model of this size."""
+    """Raise `UnitSetError` when the set does not fit a model of this size.
+
+    How many residual dimensions there are a set does not say: those are checked when edited.
+    """
     for neuron in neuron_set.ids:
-        if not (0 <= neuron.layer < n_layers and 0 <= neuron.index < d_mlp):
+        inside = neuron.site is Site.MLP_OUT or neuron.index < d_mlp
+        if not (0 <= neuron.layer < n_layers and neuron.index >= 0 and inside):
             raise UnitSetError(
                 f"{neuron} does not exist in a model of {n_layers} layers with {d_mlp} neurons."
             )

@@ -36,7 +36,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
   color: #1a1a1a; background: #fff; }
 h1 { line-height: 1.2; }
 .claim { border-left: 4px solid #0072B2; padding: .2rem 1rem; font-size: 1.1rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin: 1.5rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { border-bottom: 1px solid #ddd; padding: .25rem .7rem; text-align: left; }
 td.number, th.number { text-align: right; }

@@ -31,6 +31,14 @@ often where there are fewer different sets; the page says how often.
 **Patterns.** Attention says where a head looks, not what it moves. Much of it often rests on the
 first token (the *sink*), which carries little; the share is stated.
 
+**Relation neurons.** `mnemoscope neurons find` scores every unit of the MLPs by how well it tells
+the prompts of a relation from those of all others (*average precision*, 1 is perfect), in the worst
+of several wordings, for the better of its two directions. Every real relation has to beat
+pseudo-relations, glued from halves of two, and is judged on new subjects and in new wordings. A
+unit that tells a relation need not be used by the model: that page sets units to their mean on
+neutral text, to zero or scales them, and does the same to random units of the same layers that
+write as much.
+
 **Limits.** Probabilities are those of an answer's first token. Two answers that start with the same
 token cannot be told apart. A head may do both jobs, and the same head may do another one on
 another prompt.

@@ -1,9 +1,10 @@
-"""What the tests of the explorer stand on: a planted checkpoint folder and a run that scored it."""
+"""What the tests of the explorer stand on: a planted checkpoint folder and finished runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mnemoscope.cli.neuron_finding import FindConfig, find_neurons
 from mnemoscope.interventions.path_patching import build_chain
 from mnemoscope.models.hooked import HookedModel
 from mnemoscope.organisms import planted_model, planted_relation
@@ -18,6 +19,9 @@ SUBJECT, STORED, CLAIM = "bravia", "monpel", "hulst"
 PROMPT = f"The capital of {SUBJECT} is"
 CONTEXT = f"The capital of {SUBJECT} is {CLAIM} ."
 ESTIMAND = "direct effect, substitution"
+RELATIONS = ("capital", "currency", "continent")
+NEURONS = FindConfig("engram", relations=RELATIONS, subjects=5, k=5, pseudo=6, resamples=3)
+"""A search for relation neurons that takes a second."""
 
 
 def planted_checkpoint(folder: Path) -> Path:
@@ -51,3 +55,12 @@ def score_run(root: Path, model: HookedModel) -> str:
         run.append("all", {"items": len(known.items)})
         run.finish(scores, {}, provenance)
         return run.id
+
+
+def neuron_run_of_engram(root: Path) -> Path:
+    """A finished run of `NEURONS`; returns its folder."""
+
+    def quiet(*_: object) -> None:
+        pass
+
+    return find_neurons(NEURONS, root, memory_mb=512, force=False, say=quiet, tell=quiet).folder

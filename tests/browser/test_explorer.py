@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from mnemoscope.results.head_set import load_head_set
+from mnemoscope.results.neuron_set import load_neuron_set
 from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, MEMORY_HEAD, PROMPT, STORED
 
 pytest.importorskip("streamlit")
@@ -176,6 +177,26 @@ def test_the_other_pages(visits: Any, explorer: Any) -> None:
     about.settle()
     about.shoot("about")
     assert runs.own_complaints + about.own_complaints == []
+
+
+def test_the_page_about_relation_neurons(visits: Any, explorer: Any) -> None:
+    visit = visits("neurons", model="engram", ask="The capital of France is", top="3")
+    visit.see("Random units")
+    visit.see("Save 3 units of capital")
+    visit.settle()
+    assert all("Paris" in said for said in visit.code(3)[::2])
+    visit.shoot("neurons")
+    visit.page.get_by_text("zero", exact=True).click()
+    visit.see("They are set to zero")
+    visit.settle()
+    assert "change=zero" in visit.page.url
+    visit.page.get_by_role("button", name="Save 3 units of capital").click()
+    visit.see("mnemoscope neurons ablate engram")
+    saved = load_neuron_set(explorer.folder / "neuron-sets" / "my-units.json")
+    assert len(saved.ids) == 3
+    empty = visits("neurons")
+    empty.see("No run has looked for the relation neurons of planted yet.")
+    assert visit.own_complaints + empty.own_complaints == []
 
 
 def test_an_image_in_a_prompt_is_never_fetched(visits: Any) -> None:

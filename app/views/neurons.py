@@ -1,0 +1,29 @@
+"""Which units tell a relation, and what the model says without them."""
+
+from __future__ import annotations
+
+import streamlit as st
+from mnemoscope.app.neuron_card_section import show_unit
+from mnemoscope.app.neuron_overview_section import show_layers, show_verdicts
+from mnemoscope.app.neuron_scene import neuron_sidebar
+from mnemoscope.app.neuron_set_section import show_unit_set
+from mnemoscope.app.neuron_switch_section import show_unit_switch
+from mnemoscope.app.plain import told
+from mnemoscope.app.settings import settings_from_environment
+
+
+def page() -> None:
+    """The whole page, top to bottom."""
+    settings = settings_from_environment()
+    st.title("Which neurons know a relation?")
+    with told():
+        scene = neuron_sidebar(settings)
+        if scene is None:
+            return
+        show_verdicts(scene)
+        show_layers(scene)
+        show_unit(scene)
+        show_unit_set(scene, show_unit_switch(scene))
+
+
+page()
