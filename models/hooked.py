@@ -26,6 +26,7 @@ from .edits import Edit, check_edit
 from .errors import MnemoscopeError, PromptError
 from .greedy import greedy_ids
 from .hooks import InstalledEdit, edit_hooks, in_batch_shape, site_hook, watch_batch
+from .row_summaries import RowSummaries, Spans, row_summaries
 from .self_test import run_self_test
 from .tokens import TokenBatch, answer_ids, bos_rule, encode, pad, text_pieces
 from .types import HeadId, Site
@@ -308,6 +309,30 @@ class HookedModel:
         with self.lock:
             rows = attention_rows(self, batch, columns, layers)
         return rows if heads is None else rows[:, :, [head.head for head in heads]]
+
+    def row_summaries(
+        self,
+        batch: TokenBatch,
+        queries: At = "end",
+        spans: Spans | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        top: int = 1,
+    ) -> RowSummaries:
+        """`rows` folded as they are computed: the `top` keys, logsumexp, and the mass on `spans`.
+
+        For prompts and numbers of queries whose rows would not fit, in one pass with the model's
+        own kernel. Memory: the result and at most 64 MiB, whatever the length. Raises like `rows`,
+        and `PromptError` for spans that do not fit their prompts.
+        """
+        layers = range(self.anatomy.n_layers) if layers is None else list(layers)
+        for layer in layers:
+            self.anatomy.check_layer(layer)
+        columns = _columns(batch, queries)
+        if columns is None:
+            columns = torch.arange(batch.ids.shape[1]).expand(len(batch), -1)
+        with self.lock:
+            return row_summaries(self, batch, columns, spans, layers, top=top)
 
 
 def wrap(

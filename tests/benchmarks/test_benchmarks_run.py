@@ -129,6 +129,20 @@ def test_ranking_neurons_is_measured_in_forward_passes() -> None:
     assert memory["within bound"] == ("yes" if peak <= bound else "NO")
 
 
+@linux
+@pytest.mark.slow  # every figure of memory is a process of its own
+def test_attention_rows_are_compared_with_a_prefill_and_with_all_patterns() -> None:
+    ((row,),) = tables(toy("attention_rows"))
+    assert int(row["tokens"]) == 32
+    assert 0 < float(row["lowest"]) <= float(row["ratio"]) <= float(row["highest"])
+    rounded = 0.005  # the table shows three digits
+    assert float(row["ratio"]) < 1.05 + rounded or row["within 1.05"] == "NO"
+    assert float(row["ratio"]) > 1.05 - rounded or row["within 1.05"] == "yes"
+    assert float(row["patterns / rows"]) > 0
+    assert row["within 64"] == ("yes" if float(row["rows add MB"]) <= 64 else "NO")
+    assert float(row["difference"]) < AGREEMENT
+
+
 def test_toy_figures_are_never_written() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "hook_overhead.py"), "--toy", "--write"],
