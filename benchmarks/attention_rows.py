@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import gc
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from measuring import arguments, interleaved, over, ratios, report, table
+from measuring import (
+    arguments,
+    highest_resident,
+    interleaved,
+    over,
+    ratios,
+    report,
+    resident_after_cleaning,
+    table,
+)
 from mnemoscope.models import HookedModel, TokenBatch, load_model, wrap
 from shapes import TINY_LLAMA, random_batch, random_model
 from torch import Tensor
@@ -144,12 +151,9 @@ def peak(setting: Setting, name: str) -> float:
     torch.set_num_threads(1)
     call = calls_of(setting)[name]
     call()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_mb("VmRSS")
+    before = resident_after_cleaning()
     call()
-    return _status_mb("VmHWM") - before
+    return highest_resident() - before
 
 
 def _model(name: str) -> HookedModel:
@@ -164,13 +168,6 @@ def _model(name: str) -> HookedModel:
 
 def _ends(series: tuple[float, ...]) -> tuple[float, float]:
     return min(series), max(series)
-
-
-def _status_mb(name: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {name}: peak memory is measured on Linux only.")
 
 
 if __name__ == "__main__":

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 
 import torch
-from measuring import arguments, interleaved, over, ratios, report, table, times
+from measuring import (
+    arguments,
+    highest_resident,
+    interleaved,
+    over,
+    ratios,
+    report,
+    resident_after_cleaning,
+    table,
+    times,
+)
 from mnemoscope.data.facts.items import load_relation
 from mnemoscope.models import HookedModel, load_model
 from mnemoscope.models.tokens import TokenBatch, encode
@@ -160,19 +167,9 @@ def _peak(sizes: Sizes) -> float:
     scores = torch.rand(sizes.units, sizes.scores, generator=torch.Generator().manual_seed(0))
     positive = _positive([i % COLUMNS for i in range(sizes.scores)])
     average_precision(scores[:1], positive)
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_mb("VmRSS")
+    before = resident_after_cleaning()
     average_precision(scores, positive, memory_bytes=sizes.memory_bytes)
-    return _status_mb("VmHWM") - before
-
-
-def _status_mb(name: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {name}: peak memory is measured on Linux only.")
+    return highest_resident() - before
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Interleaved timing, plain tables, and the section of `RESULTS.md` that a script owns."""
+"""Interleaved timing, resident memory, plain tables, the section of `RESULTS.md` of a script."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -145,3 +147,24 @@ def _cell(value: object) -> str:
     if value and abs(value) < 1e-3:
         return f"{value:.0e}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def resident_after_cleaning() -> float:
+    """Resident MiB of this process after free heap went back to the system; `highest_resident`
+    starts here. Linux only."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_mb("VmRSS")
+
+
+def highest_resident() -> float:
+    """The most MiB that were resident at once since `resident_after_cleaning`."""
+    return _status_mb("VmHWM")
+
+
+def _status_mb(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {name}: peak memory is measured on Linux only.")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
-from measuring import arguments, report, table
+from measuring import arguments, highest_resident, report, resident_after_cleaning, table
 from mnemoscope.interventions.path_patching import (
     EndStates,
     build_chain,
@@ -89,9 +87,9 @@ def measure(setting: Setting, own_mappings: bool) -> float:
     how = {"log_probs": setting.log_probs, "memory_mb": setting.memory_mb}
     one = head_sets(model, [[HeadId(0, 0)]])
     direct_effects(chain, first, replacement[:, :1], ids[:1], senders=one, **how)
-    before = _resident_after_cleaning()
+    before = resident_after_cleaning()
     direct_effects(chain, states, replacement, ids, **how)
-    return _status_mb("VmHWM") - before
+    return highest_resident() - before
 
 
 def _row(setting: Setting, live: float, resident: float) -> tuple[object, ...]:
@@ -112,21 +110,6 @@ def _states(model: HookedModel, chains: int, seed: int) -> EndStates:
         torch.randn(a.n_layers, chains, a.d_model, generator=generator),
         torch.randn(a.n_layers, chains, a.n_heads, a.d_v, generator=generator),
     )
-
-
-def _resident_after_cleaning() -> float:
-    """Resident MiB after free heap went back to the system; the high-water mark starts here."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status_mb("VmRSS")
-
-
-def _status_mb(name: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {name}: peak memory is measured on Linux only.")
 
 
 if __name__ == "__main__":

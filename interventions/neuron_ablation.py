@@ -112,6 +112,14 @@ def nested_edits(
     return tuple(edits)
 
 
+def places_by_site(neurons: Sequence[NeuronId]) -> dict[Site, list[int]]:
+    """Places in `neurons` of the units of each site, sites in the order of first occurrence."""
+    sites: dict[Site, list[int]] = {}
+    for i, one in enumerate(neurons):
+        sites.setdefault(one.site, []).append(i)
+    return sites
+
+
 def values_at(
     table: Float[Tensor, "layer unit"], neurons: Sequence[NeuronId]
 ) -> Float[Tensor, " unit"]:
@@ -264,11 +272,7 @@ def _column_norms(down: Any) -> Float[Tensor, " unit"]:
 
 
 def _by_site(neurons: Sequence[NeuronId]) -> dict[Site, Int[Tensor, " unit"]]:
-    """Indices into `neurons` for each site."""
-    sites: dict[Site, list[int]] = {}
-    for i, one in enumerate(neurons):
-        sites.setdefault(one.site, []).append(i)
-    return {site: torch.tensor(here) for site, here in sites.items()}
+    return {site: torch.tensor(here) for site, here in places_by_site(neurons).items()}
 
 
 def _units(neurons: Sequence[NeuronId], here: Int[Tensor, " unit"]) -> tuple[NeuronId, ...]:

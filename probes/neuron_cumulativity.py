@@ -23,7 +23,7 @@ from ..models.types import NeuronId
 from ..results.run import Run
 from ..results.statistics import bootstrap_mean
 from .elicitation import Progress, silent
-from .neuron_doses import against_controls, check_sizes, values_of
+from .neuron_doses import against_controls, check_sizes, number_or_none, values_of
 from .neuron_margins import (
     ROWS,
     Asked,
@@ -171,12 +171,12 @@ def cumulativity_table(found: Cumulativity, *, seed: int = 0) -> polars.DataFram
                 "to": found.target.sizes[i + 1],
                 "total": counts.total,
                 "affected": counts.affected,
-                "cumulativity": _shown(counts.rate),
+                "cumulativity": number_or_none(counts.rate),
                 "synergy": against.effect,
                 "low": float(interval.low[i]),
                 "high": float(interval.high[i]),
-                "control_mean": _shown(against.control_mean),
-                "z": _shown(against.z),
+                "control_mean": number_or_none(against.control_mean),
+                "z": number_or_none(against.z),
                 "p_loss": against.p_loss if len(control) else None,
                 "random_order": float(order[:, i].mean()) if len(order) else None,
             }
@@ -220,7 +220,3 @@ def _climb(
         cut = neuron_edits(units[low:high], mode, factor=factor, values=values)
         rungs.append(measure_margins(model, plan, cut, rows=rows))
     return (*tops, *rungs)
-
-
-def _shown(x: float) -> float | None:
-    return None if math.isnan(x) else x

@@ -18,7 +18,7 @@ import polars
 import torch
 from jaxtyping import Float
 
-from ..interventions.neuron_ablation import Mode, nested_edits, values_at
+from ..interventions.neuron_ablation import Mode, nested_edits, places_by_site, values_at
 from ..models.edits import Edit
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
@@ -271,8 +271,8 @@ def _factor_edits(
     per_row = torch.tensor(factors, dtype=model.dtype, device=model.device)
     per_row = per_row.repeat_interleave(n)[:, None]
     edits = []
-    for site in dict.fromkeys(unit.site for unit in units):
-        here = tuple(unit for unit in units if unit.site == site)
+    for places in places_by_site(units).values():
+        here = tuple(units[i] for i in places)
         value = per_row.expand(-1, len(here))
         edits.append(Edit("scale", here, value, positions="all_but_first"))
     return tuple(edits)
@@ -282,7 +282,7 @@ def _against_row(against: AgainstControls) -> dict[str, float | int | None]:
     """Missing numbers become nulls in the table."""
     numbers = {"control_mean": against.control_mean, "control_sd": against.control_sd}
     numbers |= {"z": against.z}
-    shown = {name: None if math.isnan(x) else x for name, x in numbers.items()}
+    shown = {name: number_or_none(x) for name, x in numbers.items()}
     tested = against.n_controls > 0
     return {
         **shown,
@@ -290,6 +290,11 @@ def _against_row(against: AgainstControls) -> dict[str, float | int | None]:
         "p_gain": against.p_gain if tested else None,
         "n_controls": against.n_controls,
     }
+
+
+def number_or_none(x: float) -> float | None:
+    """The number, or the null that a table shows for one that does not exist."""
+    return None if math.isnan(x) else x
 
 
 def _dose_weights(curve: DoseCurve) -> Float[np.ndarray, " dose"]:

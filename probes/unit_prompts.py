@@ -6,16 +6,17 @@ at its top say which sooner than any number does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import polars
 from jaxtyping import Float
 
 from ..data.facts.designs import Prompt
+from ..interventions.neuron_ablation import places_by_site
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
-from ..models.types import NeuronId, Site
+from ..models.types import NeuronId
 from .elicitation import Progress, silent
 from .pooled_activations import Pooling, pooled_activations
 
@@ -89,7 +90,7 @@ def unit_activations(
     for start in range(0, len(order), _AT_ONCE):
         places = order[start : start + _AT_ONCE]
         chunk = [prompts[i] for i in places]
-        for site, rows in _by_site(neurons).items():
+        for site, rows in places_by_site(neurons).items():
             chosen = [neurons[row] for row in rows]
             layers = sorted({one.layer for one in chosen})
             pooled = pooled_activations(model, chunk, site=site, pooling=pooling, layers=layers)
@@ -97,11 +98,3 @@ def unit_activations(
             values[np.ix_(rows, places)] = pooled[at].cpu().numpy()
         progress(start + len(places), len(prompts))
     return values
-
-
-def _by_site(neurons: Sequence[NeuronId]) -> Mapping[Site, list[int]]:
-    """Rows of the units of each site."""
-    sites: dict[Site, list[int]] = {}
-    for row, one in enumerate(neurons):
-        sites.setdefault(one.site, []).append(row)
-    return sites

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 PRESET_VARIABLE = "MNEMOSCOPE_PRESET"
 RUNS_VARIABLE = "MNEMOSCOPE_RUNS"
