@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .anatomy import Anatomy
+    from .attention_edits import AttentionEdit, knock_out, mean_query, streaming, uniform
     from .edits import Edit, StreamId, mean, resample, scale, zero
     from .errors import MnemoscopeError
     from .hooked import Captured, HookedModel, wrap
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Anatomy",
+    "AttentionEdit",
     "Captured",
     "Edit",
     "HeadId",
@@ -31,16 +33,21 @@ __all__ = [
     "StreamId",
     "TokenBatch",
     "TokenSpan",
+    "knock_out",
     "load_model",
     "mean",
+    "mean_query",
     "resample",
     "scale",
+    "streaming",
+    "uniform",
     "wrap",
     "zero",
 ]
 
 _HOMES = {
     "anatomy": ("Anatomy",),
+    "attention_edits": ("AttentionEdit", "knock_out", "mean_query", "streaming", "uniform"),
     "edits": ("Edit", "StreamId", "mean", "resample", "scale", "zero"),
     "errors": ("MnemoscopeError",),
     "hooked": ("Captured", "HookedModel", "wrap"),

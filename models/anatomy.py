@@ -8,7 +8,7 @@ running a few tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -20,6 +20,8 @@ from .errors import UnitOutOfRangeError, UnsupportedModelError, UnsupportedSiteE
 from .types import HeadId, KVHeadId, NeuronId, Site
 
 GATE_SITES = (Site.GATE_PRE, Site.UP)
+
+Queries = Literal["alone", "first", "within_head"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class ArchSpec:
     gate's half comes first."""
     interface: bool = True
     """Attention goes through the attention interface of transformers."""
+    query: str = "self_attn.q_proj"
+    """Module whose output holds the queries, before any norm and rotary turn."""
+    queries: Queries = "alone"
+    """Where in that output: alone; first, before keys and values; or each head's beside its own."""
+    joint_query_norm: str | None = None
+    """Norm over the queries of all heads together; None where each head is normed by itself."""
     transposed: bool = False
     """Projections are Conv1D: their weights are stored `[in, out]`."""
 
@@ -82,6 +90,8 @@ ARCHITECTURES: dict[str, ArchSpec] = {
         resid_mid="ln_2",
         rotary=False,
         transposed=True,
+        query="attn.c_attn",
+        queries="first",
     ),
     "gptj": ArchSpec(
         blocks="transformer.h",
@@ -92,6 +102,7 @@ ARCHITECTURES: dict[str, ArchSpec] = {
         resid_mid=None,
         parallel=True,
         interface=False,
+        query="attn.q_proj",
     ),
     "gpt_neox": ArchSpec(
         blocks="gpt_neox.layers",
@@ -101,6 +112,8 @@ ARCHITECTURES: dict[str, ArchSpec] = {
         down="mlp.dense_4h_to_h",
         resid_mid="post_attention_layernorm",
         parallel="use_parallel_residual",
+        query="attention.query_key_value",
+        queries="within_head",
     ),
     "opt": ArchSpec(
         blocks="model.decoder.layers",
@@ -135,7 +148,13 @@ ARCHITECTURES: dict[str, ArchSpec] = {
         resid_mid=None,
         parallel=True,
     ),
-    "phi3": replace(_LLAMA, gate="mlp.gate_up_proj", up="mlp.gate_up_proj"),
+    "phi3": replace(
+        _LLAMA,
+        gate="mlp.gate_up_proj",
+        up="mlp.gate_up_proj",
+        query="self_attn.qkv_proj",
+        queries="first",
+    ),
     "olmo2": ArchSpec(
         blocks="model.layers",
         attn="self_attn",
@@ -145,6 +164,7 @@ ARCHITECTURES: dict[str, ArchSpec] = {
         resid_mid="mlp",
         gate="mlp.gate_proj",
         up="mlp.up_proj",
+        joint_query_norm="self_attn.q_norm",
     ),
     "granite": _LLAMA,
 }

@@ -12,7 +12,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -111,6 +112,38 @@ def row_softmax(
 @contextmanager
 def seeing_attention(module: Any, see: See) -> Iterator[None]:
     """Call `see` with what every attention call scores, without changing what it computes."""
+
+    def watch(call: AttentionCall, own: Callable[[], Any]) -> Any:
+        see(call.layer, call.query, call.key, call.value, call.mask, call.options)
+        return own()
+
+    with around_attention(module, watch):
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """What one layer hands to its attention function; keys and values are not repeated."""
+
+    layer: int
+    query: Float[Tensor, "batch head pos d"]
+    key: Float[Tensor, "batch kv_head key d"]
+    value: Float[Tensor, "batch kv_head key d_v"]
+    mask: Tensor | None
+    options: dict[str, Any]
+
+
+class Kernel(Protocol):
+    """The model's own attention of the call that came in, or of another one of the same layer."""
+
+    def __call__(self, asked: AttentionCall = ..., /) -> Any: ...
+
+
+@contextmanager
+def around_attention(module: Any, around: Callable[[AttentionCall, Kernel], Any]) -> Iterator[None]:
+    """Let `around(call, own)` answer every attention call; `own()` is what the model would return:
+    head outputs `[batch, pos, head, d_v]` and weights or None. `own(other)` is the same for another
+    call of this layer."""
     config = module.config.get_text_config()
     own = config._attn_implementation
     name = f"mnemoscope_{own}_{id(config)}"  # another thread may be reading another model
@@ -124,8 +157,13 @@ def seeing_attention(module: Any, see: See) -> Iterator[None]:
         *args: Any,
         **options: Any,
     ) -> Any:
-        see(attn.layer_idx, query, key, value, mask, options)
-        return _kernel(attn, own)(attn, query, key, value, mask, *args, **options)
+        call = AttentionCall(attn.layer_idx, query, key, value, mask, options)
+
+        def run(asked: AttentionCall = call) -> Any:
+            tensors = (asked.query, asked.key, asked.value, asked.mask)
+            return _kernel(attn, own)(attn, *tensors, *args, **asked.options)
+
+        return around(call, run)
 
     ALL_ATTENTION_FUNCTIONS[name] = wrapper
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])

@@ -70,19 +70,23 @@ class Edit:
 
     def describe(self) -> dict[str, Any]:
         """The edit as JSON; a tensor value is named by shape and SHA-256."""
-        value: Any = self.value
-        if isinstance(value, Tensor):
-            flat = value.detach().cpu().contiguous().flatten()
-            digest = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
-            value = {"shape": list(value.shape), "sha256": digest}
         return {
             "op": self.op,
             "site": str(self.site),
             "units": [str(unit) for unit in self.units],
-            "value": value,
+            "value": described_value(self.value),
             "positions": self.positions,
             "phase": self.phase,
         }
+
+
+def described_value(value: Tensor | float | None) -> Any:
+    """A value as JSON: a tensor by its shape and SHA-256."""
+    if not isinstance(value, Tensor):
+        return value
+    flat = value.detach().cpu().contiguous().flatten()
+    digest = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return {"shape": list(value.shape), "sha256": digest}
 
 
 def zero(units: Sequence[Unit], positions: Positions = "all", phase: Phase = "both") -> Edit:

@@ -17,19 +17,25 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .anatomy import Anatomy, resolve_anatomy
 from .attention import ATTENTION_SITES, attention_rows, keep_inputs, seeing_attention
+from .attention_edits import AttentionEdit, check_attention_edit
+from .attention_hooks import intervention_hooks
 from .edits import Edit, check_edit
 from .errors import MnemoscopeError, PromptError
 from .greedy import greedy_ids
-from .hooks import InstalledEdit, edit_hooks, in_batch_shape, site_hook, watch_batch
+from .hooks import InstalledEdit, in_batch_shape, site_hook, watch_batch
+from .mean_rows import mean_rows
+from .prompt_cache import PromptCache, greedy_from, prefill, suffix_logits
 from .row_summaries import RowSummaries, Spans, row_summaries
 from .self_test import run_self_test
+from .suffix_readings import SuffixReading, read_suffix
 from .tokens import TokenBatch, answer_ids, bos_rule, encode, pad, text_pieces
-from .types import HeadId, Site
+from .types import HeadId, Site, TokenSpan
+from .unembedding import unembed_only
 
 At = Literal["all", "end"] | Int[Tensor, "batch k"]
 Reduce = Literal["mean", "max", "norm"]
@@ -221,7 +227,7 @@ class HookedModel:
     ) -> Float[Tensor, "batch k d_vocab"]:
         """The plain forward pass (gradients flow); logits at `columns`, or everywhere."""
         batch = batch.to(self.device)
-        with _unembed_only(self.module, columns):
+        with unembed_only(self.module, columns):
             output = self.module(
                 input_ids=batch.ids,
                 attention_mask=batch.mask.long(),
@@ -231,18 +237,24 @@ class HookedModel:
         return output.logits
 
     @contextmanager
-    def intervene(self, edits: Sequence[Edit]) -> Iterator[tuple[InstalledEdit, ...]]:
+    def intervene(
+        self, edits: Sequence[Edit | AttentionEdit]
+    ) -> Iterator[tuple[InstalledEdit, ...]]:
         """Apply edits to every run inside the block, for example::
 
             with model.intervene([zero([HeadId(3, 1)])]):
                 changed = model.logits(batch, at="end")
 
+        `Edit` replaces what a part of the model computes, `AttentionEdit` what a head may read.
         Yields the installed edits with their firing counts. Raises before running for wrong units;
         raises `EditNeverFiredError` on leaving the block if one of them changed nothing.
         """
         for edit in edits:
-            check_edit(edit, self.anatomy)
-        with self.lock, edit_hooks(self.module, self.anatomy, tuple(edits)) as installed:
+            if isinstance(edit, AttentionEdit):
+                check_attention_edit(edit, self.anatomy)
+            else:
+                check_edit(edit, self.anatomy)
+        with self.lock, intervention_hooks(self.module, self.anatomy, edits) as installed:
             yield installed
 
     def generate(self, batch: TokenBatch, max_new_tokens: int = 8) -> list[list[int]]:
@@ -278,6 +290,83 @@ class HookedModel:
         if ids is None and self.tokenizer is not None:
             ids = self.tokenizer.eos_token_id
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+    # -- behind a cached prompt ------------------------------------------------------------------
+
+    def prefill(
+        self, ids: Sequence[int], *, before: PromptCache | None = None, chunk: int = 2048
+    ) -> PromptCache:
+        """Run token ids (behind another cached prompt) and keep keys and values for what follows.
+
+        One row, no padding, `chunk` tokens at a time; edits in force apply. `before` stays as it
+        is. Memory: keys and values, and the pass of one chunk. Raises `PromptError` for no tokens
+        or more than the model's context.
+        """
+        return prefill(self, ids, before, chunk)
+
+    def suffix_logits(
+        self,
+        prompt: PromptCache,
+        suffix: Sequence[int],
+        queries: Sequence[int] | None = None,
+        *,
+        rows: int = 1,
+    ) -> Float[Tensor, "row query d_vocab"]:
+        """Logits at offsets `queries` of a suffix behind a cached prompt (None: at all of them).
+
+        `rows` puts the same suffix into several rows of one batch, so that edits can differ by
+        row. Memory: keys and values once more for every row. Raises like `prefill`.
+        """
+        return suffix_logits(self, prompt, suffix, queries, rows)
+
+    def greedy_from(
+        self, prompt: PromptCache, suffix: Sequence[int], max_new_tokens: int = 8
+    ) -> list[int]:
+        """Greedy continuation of a cached prompt and a suffix: new ids, cut before the first EOS.
+
+        Raises `PromptError` where prompt, suffix and new tokens exceed the context.
+        """
+        return greedy_from(self, prompt, suffix, max_new_tokens)
+
+    def read_suffix(
+        self,
+        prompt: PromptCache,
+        suffix: Sequence[int],
+        queries: Sequence[int] | None = None,
+        spans: Sequence[TokenSpan] | Bool[Tensor, "span key"] = (),
+        *,
+        layers: Sequence[int] | None = None,
+        top: int = 1,
+        values: bool = False,
+    ) -> SuffixReading:
+        """What the rows of a suffix read of a cached prompt (and of the suffix itself).
+
+        `spans` are positions in prompt and suffix together. With `values` the head outputs `z` and
+        what each span contributes to them are kept too. Memory as `row_summaries`. Raises
+        `PromptError` for spans, offsets or a suffix that do not fit.
+        """
+        layers = range(self.anatomy.n_layers) if layers is None else list(layers)
+        for layer in layers:
+            self.anatomy.check_layer(layer)
+        return read_suffix(self, prompt, suffix, queries, spans, layers, top, values)
+
+    def mean_rows(
+        self,
+        prompt: PromptCache,
+        suffix: Sequence[int],
+        queries: Sequence[int] | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+    ) -> Float[Tensor, "layer head key"]:
+        """Mean attention row of a suffix's offsets `queries` (None: all), float32.
+
+        Keys are positions in prompt and suffix; NaN where none of the queries can look. Memory:
+        the result and 64 MiB. Raises like `read_suffix`; see `models.mean_rows`.
+        """
+        layers = range(self.anatomy.n_layers) if layers is None else list(layers)
+        for layer in layers:
+            self.anatomy.check_layer(layer)
+        return mean_rows(self, prompt, suffix, queries, layers)
 
     @torch.no_grad()
     def rows(
@@ -395,27 +484,6 @@ def _reduced(value: Tensor, real: Tensor, how: Reduce | None) -> Tensor:
         return value.masked_fill(~real, -torch.inf).amax(dim=1)
     total = (value**2 if how == "norm" else value).masked_fill(~real, 0).sum(1) / real.sum(1)
     return total.sqrt() if how == "norm" else total
-
-
-@contextmanager
-def _unembed_only(module: Any, columns: Tensor | None) -> Iterator[None]:
-    """Let the unembedding see only the columns that are asked for."""
-    if columns is None:
-        yield
-        return
-
-    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_at_keeping_graph(args[0], columns),)
-
-    handle = module.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _at_keeping_graph(x: Tensor, columns: Tensor) -> Tensor:
-    return x[torch.arange(x.shape[0], device=x.device)[:, None], columns.to(x.device)]
 
 
 def _until(row: list[int], stops: frozenset[int]) -> list[int]:

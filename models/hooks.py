@@ -8,7 +8,7 @@ module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from .anatomy import GATE_SITES, Anatomy, part, why_no_units
+from .attention_edits import AttentionEdit
 from .edits import Edit, edited
 from .errors import EditNeverFiredError, MnemoscopeError, UnsupportedSiteError
 from .tokens import TokenBatch
@@ -36,6 +37,10 @@ class RunningBatch:
     decoding: bool = False
     fresh: bool = True
     """Nothing is in the cache yet: the rows' first tokens are here."""
+    past: int = 0
+    """Columns that are in the cache already."""
+    starts: Tensor | None = None
+    """Column of each row's first real token, the cache's columns counted; None for no padding."""
 
 
 @contextmanager
@@ -52,10 +57,11 @@ def watch_batch(module: nn.Module) -> Iterator[RunningBatch]:
         past = cache.get_seq_length() if cache is not None else 0
         running.shape = (ids.shape[0], ids.shape[1])
         running.decoding = past > 0 and ids.shape[1] == 1
-        running.fresh = past == 0
+        running.fresh, running.past = past == 0, past
         mask: Any = kwargs.get("attention_mask")
         plain = isinstance(mask, Tensor) and mask.ndim == 2
         running.mask = mask[:, -ids.shape[1] :].bool() if plain else None
+        running.starts = mask.int().argmax(1) if plain else None
 
     handle = module.register_forward_pre_hook(note, with_kwargs=True)
     try:
@@ -172,7 +178,7 @@ def in_batch_shape(x: Tensor, running: RunningBatch) -> Tensor:
 class InstalledEdit:
     """An edit with the count of cells (row x position) that it has changed so far."""
 
-    edit: Edit
+    edit: Edit | AttentionEdit
     fired: int = 0
 
 
@@ -184,21 +190,25 @@ def edit_hooks(
     installed = tuple(InstalledEdit(edit) for edit in edits)
     with ExitStack() as stack:
         running = stack.enter_context(watch_batch(module))
-        for one in installed:
-            for layer in sorted({unit.layer for unit in one.edit.units}):
-                change = _apply_in_layer(one, layer, running)
-                stack.enter_context(site_hook(module, anatomy, one.edit.site, layer, change))
+        for edit, one in zip(edits, installed, strict=True):
+            for layer in sorted({unit.layer for unit in edit.units}):
+                change = _apply_in_layer(edit, one, layer, running)
+                stack.enter_context(site_hook(module, anatomy, edit.site, layer, change))
         yield installed
+    raise_if_silent(installed)
+
+
+def raise_if_silent(installed: Sequence[InstalledEdit]) -> None:
+    """Raises `EditNeverFiredError` naming the edits that changed nothing."""
     silent = [str(one.edit.describe()) for one in installed if one.fired == 0]
     if silent:
         raise EditNeverFiredError(
             f"edits that never changed anything: {'; '.join(silent)}. Was the model run inside the "
-            "block, in the edit's phase, and does every prompt have these positions?"
+            "block, in the edit's phase, and does every prompt have these positions or keys?"
         )
 
 
-def _apply_in_layer(one: InstalledEdit, layer: int, running: RunningBatch) -> Change:
-    edit = one.edit
+def _apply_in_layer(edit: Edit, one: InstalledEdit, layer: int, running: RunningBatch) -> Change:
     chosen = [j for j, unit in enumerate(edit.units) if unit.layer == layer]
     columns = [_column(edit.units[j]) for j in chosen]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .attention_edits import AttentionEdit
 from .batching import adaptive, length_buckets
 from .edits import Edit
 from .errors import MnemoscopeError
@@ -16,7 +17,11 @@ from .tokens import encode
 
 @torch.no_grad()
 def perplexity(
-    model: HookedModel, texts: Sequence[str], edits: Sequence[Edit] = (), *, rows: int = 4
+    model: HookedModel,
+    texts: Sequence[str],
+    edits: Sequence[Edit | AttentionEdit] = (),
+    *,
+    rows: int = 4,
 ) -> float:
     """Exponential of the mean negative log-likelihood per token over all texts.
 

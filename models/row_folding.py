@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .errors import UnsupportedModelError
+from .span_folding import KeySpans, span_peaks, span_values
 
 WORKING_BYTES = 2**25
 """What the scores and keys of one chunk, with torch's copies of them, may take (32 MiB). With all
@@ -38,6 +39,10 @@ class FoldedRows:
     """The same sum over a span's keys."""
     seen: Bool[Tensor, "batch head query span"]
     """Whether one of the span's keys was visible."""
+    peak: Float[Tensor, "batch head query span"]
+    """The highest score among the span's keys; -inf before there is one."""
+    value: Float[Tensor, "batch head query span d_v"] | None
+    """Sum of exp(score - base) x value over the span's keys; None where no values were given."""
 
     @property
     def logsumexp(self) -> Float[Tensor, "batch head query"]:
@@ -58,30 +63,39 @@ def fold_rows(
     options: dict[str, Any],
     top: int = 1,
     chunk: int | None = None,
+    values: Float[Tensor, "batch kv_head key d_v"] | None = None,
 ) -> Iterator[tuple[Place, FoldedRows]]:
     """Fold the rows of one attention call, a piece of prompts and queries at a time.
 
     `mask` is what the model hands its kernel: additive or Boolean `[batch or 1, 1 or head, pos,
     key]`, a mask of real keys `[batch, key]` (Flash attention), or None; with the last two the past
     is visible, as far as `sliding_window` of the `options` reaches. Their `scaling`, `softcap` and
-    `s_aux` (learned sink logits, one a head) are followed too.
+    `s_aux` (learned sink logits, one a head) are followed too. With `values` each span's share of
+    the head output is summed as well.
     """
-    if not (mask is None or isinstance(mask, Tensor)):
-        raise UnsupportedModelError(
-            f"attention masks of type {type(mask).__name__} cannot be read: load the model with "
-            "the attention implementation 'sdpa' or 'eager'."
-        )
+    check_mask(mask)
     columns, spans = columns.to(q.device), spans.to(q.device)
+    labelled = KeySpans.of(spans)
     prompts, queries, chunk = _pieces(q, k, columns.shape[1], chunk)
     for row in range(0, q.shape[0], prompts):
         here = slice(row, row + prompts)
         part_of_mask = mask if mask is None or len(mask) == 1 else mask[here]
         for query in range(0, columns.shape[1], queries):
             asked = slice(query, query + queries)
-            picked = _scaled_queries(q[here], columns[here, asked], options)
-            hidden = _Hidden(part_of_mask, columns[here, asked], q.shape[2], k.shape[2], options)
-            folded = _fold(picked, k[here], hidden, spans[here], options, top, chunk)
+            picked = scaled_queries(q[here], columns[here, asked], options)
+            hidden = HiddenKeys(part_of_mask, columns[here, asked], q.shape[2], k.shape[2], options)
+            v = None if values is None else values[here]
+            folded = _fold(picked, k[here], v, hidden, labelled.at(here), options, top, chunk)
             yield (here, slice(None), asked), folded
+
+
+def check_mask(mask: object) -> None:
+    """Raises `UnsupportedModelError` for masks that are no tensors (Flex attention)."""
+    if not (mask is None or isinstance(mask, Tensor)):
+        raise UnsupportedModelError(
+            f"attention masks of type {type(mask).__name__} cannot be read: load the model with "
+            "the attention implementation 'sdpa' or 'eager'."
+        )
 
 
 def _pieces(q: Tensor, k: Tensor, queries: int, chunk: int | None) -> tuple[int, int, int]:
@@ -98,7 +112,7 @@ def _pieces(q: Tensor, k: Tensor, queries: int, chunk: int | None) -> tuple[int,
     return prompts, min(queries, max(1, (numbers // prompts - keys_row) // heads)), chunk
 
 
-def _scaled_queries(q: Tensor, columns: Tensor, options: dict[str, Any]) -> Tensor:
+def scaled_queries(q: Tensor, columns: Tensor, options: dict[str, Any]) -> Tensor:
     """The chosen queries, float32 `[batch, head, query, d]`, times the scaling of the call."""
     rows = torch.arange(q.shape[0], device=q.device)[:, None]
     scaling = options.get("scaling")
@@ -109,27 +123,43 @@ def _scaled_queries(q: Tensor, columns: Tensor, options: dict[str, Any]) -> Tens
 def _fold(
     queries: Float[Tensor, "batch head query d"],
     k: Float[Tensor, "batch kv_head key d"],
-    hidden: _Hidden,
-    spans: Bool[Tensor, "batch span key"],
+    v: Float[Tensor, "batch kv_head key d_v"] | None,
+    hidden: HiddenKeys,
+    spans: KeySpans,
     options: dict[str, Any],
     top: int,
     chunk: int,
 ) -> FoldedRows:
-    # The heads that share a key head are one matrix with it: keys are not repeated.
-    grouped = queries.reshape(len(queries), k.shape[1], -1, queries.shape[-1])
-    softcap = options.get("softcap")
-    folded = _nothing_read(queries, options.get("s_aux"), spans.shape[1], top)
+    folded = _nothing_read(queries, v, options.get("s_aux"), spans.masks.shape[1], top)
     for first in range(0, k.shape[2], chunk):
         keys = slice(first, min(first + chunk, k.shape[2]))
-        scores = (grouped @ k[:, :, keys].float().mT).view(*queries.shape[:3], -1)
-        if softcap is not None:
-            scores.div_(softcap).tanh_().mul_(softcap)
-        visible = hidden.hide(scores, keys)
-        folded = _folded_in(folded, scores, visible, spans[:, :, keys].float().mT, first)
+        scores, visible = chunk_scores(queries, k, hidden, options, keys)
+        folded = _folded_in(
+            folded, scores, None if v is None else v[:, :, keys], visible, spans, keys
+        )
     return folded
 
 
-def _nothing_read(queries: Tensor, sinks: Tensor | None, spans: int, top: int) -> FoldedRows:
+def chunk_scores(
+    queries: Float[Tensor, "batch head query d"],
+    k: Float[Tensor, "batch kv_head key d"],
+    hidden: HiddenKeys,
+    options: dict[str, Any],
+    keys: slice,
+) -> tuple[Float[Tensor, "batch head query key"], Bool[Tensor, "batch one_or_head query key"]]:
+    """Scores of the chunk `keys`, float32, -inf where a query may not look, and where it may."""
+    # The heads that share a key head are one matrix with it: keys are not repeated.
+    grouped = queries.reshape(len(queries), k.shape[1], -1, queries.shape[-1])
+    scores = (grouped @ k[:, :, keys].float().mT).view(*queries.shape[:3], -1)
+    softcap = options.get("softcap")
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    return scores, hidden.hide(scores, keys)
+
+
+def _nothing_read(
+    queries: Tensor, v: Tensor | None, sinks: Tensor | None, spans: int, top: int
+) -> FoldedRows:
     """Before the first key: nothing, or the learned sink, which is no key but takes weight."""
     shape = queries.shape[:3]
     base, total = queries.new_zeros(shape), queries.new_zeros(shape)
@@ -142,36 +172,45 @@ def _nothing_read(queries: Tensor, sinks: Tensor | None, spans: int, top: int) -
         total,
         queries.new_zeros(*shape, spans),
         torch.zeros(*shape, spans, dtype=torch.bool, device=queries.device),
+        queries.new_full((*shape, spans), -torch.inf),
+        None if v is None else queries.new_zeros(*shape, spans, v.shape[-1]),
     )
 
 
 def _folded_in(
     before: FoldedRows,
     scores: Float[Tensor, "batch head query key"],
+    v: Float[Tensor, "batch kv_head key d_v"] | None,
     visible: Bool[Tensor, "batch one_or_head query key"],
-    spans: Float[Tensor, "batch key span"],
-    first: int,
+    spans: KeySpans,
+    keys: slice,
 ) -> FoldedRows:
-    """Fold in the scores of the keys from `first` on; `scores` is used up."""
+    """Fold in the scores of the chunk `keys`; `scores` is used up."""
+    peak = torch.maximum(before.peak, span_peaks(scores, spans, keys))
     score, key = _highest(scores, before.score.shape[-1])
     score = torch.cat([before.score, score], dim=-1)
     score, order = score.sort(dim=-1, descending=True, stable=True)  # equal scores: earlier first
-    key = torch.cat([before.key, key + first], dim=-1).gather(-1, order)
+    key = torch.cat([before.key, key + keys.start], dim=-1).gather(-1, order)
     # A base of 0 stands for nothing read yet, unless there is a learned sink.
     start = torch.where(before.total > 0, before.base, -torch.inf)
     base = torch.maximum(start, score[..., 0])
     base = torch.where(base == -torch.inf, 0.0, base)
     old = torch.exp(start - base)
     weights = scores.sub_(base[..., None]).exp_()
-    flat = weights.flatten(1, 2)
+    labels = spans.masks[:, :, keys].float().mT
+    value = before.value
+    if value is not None and v is not None:
+        value = value * old[..., None, None] + span_values(weights, v, spans, keys)
     kept = before.score.shape[-1]
     return FoldedRows(
         score[..., :kept],
         key[..., :kept].masked_fill(score[..., :kept] == -torch.inf, -1),
         base,
         before.total * old + weights.sum(-1),
-        before.mass * old[..., None] + (flat @ spans).view(*scores.shape[:3], -1),
-        before.seen | (visible.float() @ spans[:, None] > 0),
+        before.mass * old[..., None] + (weights.flatten(1, 2) @ labels).view(*scores.shape[:3], -1),
+        before.seen | (visible.float() @ labels[:, None] > 0),
+        peak,
+        value,
     )
 
 
@@ -192,7 +231,7 @@ def _highest(scores: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Hidden:
+class HiddenKeys:
     """Which keys the chosen queries may look at, chunk by chunk."""
 
     mask: Tensor | None
@@ -222,7 +261,7 @@ class _Hidden:
         if window is not None:
             visible &= key > own - window
         if self.mask is not None:
-            visible &= self.mask[:, None, None, keys].bool()
+            visible &= self.mask[:, None, None, -self.keys :][..., keys].bool()
         return visible
 
     def _rows_of_mask(self, keys: slice) -> Tensor:

@@ -50,6 +50,9 @@ class RowSummaries:
     the model has one: `weight = exp(score - logsumexp)`."""
     mass: Float[Tensor, "layer batch head query span"]
     """Sum of the weights on a span's keys. NaN, not 0, where the head cannot see any of them."""
+    peak: Float[Tensor, "layer batch head query span"]
+    """Natural log of the highest weight among a span's keys; NaN where it can see none of them. Its
+    excess over another span's is a difference of scores, whatever else the row holds."""
     visible: Bool[Tensor, "layer batch head query span"]
     """Whether the query can see a key of the span in this head: the span is not empty, not all in
     its future, and not all behind a sliding window."""
@@ -85,7 +88,7 @@ def row_summaries(
         raise MnemoscopeError(f"layers {list(layers)}: name at least one, and each once.")
     masks = span_masks(batch, spans).to(model.device)
     columns = columns.to(model.device)
-    result = _empty(tuple(layers), columns, model.anatomy.n_heads, masks.shape[1], top)
+    result = no_summaries(tuple(layers), columns, model.anatomy.n_heads, masks.shape[1], top)
     missing = set(layers)
 
     def see(
@@ -95,15 +98,11 @@ def row_summaries(
             missing.discard(layer)
             at = result.layers.index(layer)
             for place, rows in fold_rows(q, k, mask, columns, masks, options, top, chunk):
-                _put(result, (at, *place), rows)
+                put_rows(result, (at, *place), rows)
 
-    with _seeing(model, see):
+    with seeing_scores(model, see):
         model.forward(batch, batch.ends[:, None])
-    if missing:
-        raise UnsupportedModelError(
-            f"{model.name} does not score its attention where rows can be read: load it with "
-            "another attention implementation, for example 'sdpa' or 'eager'."
-        )
+    check_all_read(model, missing)
     return _without_padding(result, batch.mask.to(model.device))
 
 
@@ -152,9 +151,10 @@ def _masks_of_lists(
 # -- the result ---------------------------------------------------------------------------------
 
 
-def _empty(
+def no_summaries(
     layers: tuple[int, ...], columns: Tensor, heads: int, spans: int, top: int
 ) -> RowSummaries:
+    """Room for the rows of `columns`, nothing read yet."""
     shape = (len(layers), columns.shape[0], heads, columns.shape[1])
 
     def filled(value: float, *last: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -167,18 +167,30 @@ def _empty(
         top_weight=filled(torch.nan, top),
         logsumexp=filled(torch.nan),
         mass=filled(torch.nan, spans),
+        peak=filled(torch.nan, spans),
         visible=filled(False, spans, dtype=torch.bool),
     )
 
 
-def _put(result: RowSummaries, place: tuple[int | slice, ...], rows: FoldedRows) -> None:
-    """Write a piece of a layer into the result, wherever that layer was computed."""
+def put_rows(
+    result: RowSummaries, place: tuple[int | slice, ...], rows: FoldedRows, before: int = 0
+) -> None:
+    """Write a piece of a layer into the result, wherever that layer was computed.
+
+    `before`: how many keys stand in front of the first one that this layer still held.
+    """
     normal = rows.logsumexp
-    result.top_key[place] = rows.key.to(result.top_key.device)
-    result.top_weight[place] = torch.exp(rows.score - normal[..., None]).to(result.mass.device)
+    key = torch.where(rows.key < 0, rows.key, rows.key + before)
+    held = key.shape[-1]  # fewer than asked for where a sliding window holds fewer
+    result.top_key[place][..., :held] = key.to(result.top_key.device)
+    result.top_weight[place] = 0
+    weight = torch.exp(rows.score - normal[..., None])
+    result.top_weight[place][..., :held] = weight.to(result.mass.device)
     result.logsumexp[place] = normal.to(result.mass.device)
     mass = (rows.mass / rows.total[..., None]).masked_fill(~rows.seen, torch.nan)
     result.mass[place] = mass.to(result.mass.device)
+    peak = (rows.peak - normal[..., None]).masked_fill(~rows.seen, torch.nan)
+    result.peak[place] = peak.to(result.mass.device)
     result.visible[place] = rows.seen.to(result.mass.device)
 
 
@@ -186,15 +198,24 @@ def _without_padding(result: RowSummaries, real: Bool[Tensor, "batch pos"]) -> R
     """Queries on padding have no row."""
     none = ~real.gather(1, result.columns.long())[None, :, None]
     result.top_key.masked_fill_(none[..., None], -1)
-    for floats in (result.top_weight, result.mass):
+    for floats in (result.top_weight, result.mass, result.peak):
         floats.masked_fill_(none[..., None], torch.nan)
     result.logsumexp.masked_fill_(none, torch.nan)
     result.visible.masked_fill_(none[..., None], value=False)
     return result
 
 
+def check_all_read(model: HookedModel, missing: set[int]) -> None:
+    """Raises `UnsupportedModelError` when a layer's attention went where it cannot be seen."""
+    if missing:
+        raise UnsupportedModelError(
+            f"{model.name} does not score its attention where rows can be read: load it with "
+            "another attention implementation, for example 'sdpa' or 'eager'."
+        )
+
+
 @contextmanager
-def _seeing(model: HookedModel, see: See) -> Iterator[None]:
+def seeing_scores(model: HookedModel, see: See) -> Iterator[None]:
     """`seeing_attention`, also for GPT-J, which scores in a method of its own outside the table."""
     if model.anatomy.spec.interface:
         with seeing_attention(model.module, see):
