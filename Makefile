@@ -36,7 +36,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	for script in hook_overhead path_patching path_patching_memory head_scoring prune_checkpoint average_precision attention_rows; do $(BIN)/python benchmarks/$$script.py --write; done
+	for script in hook_overhead path_patching path_patching_memory head_scoring prune_checkpoint average_precision attention_rows streaming_cache; do $(BIN)/python benchmarks/$$script.py --write; done
 
 # The environment is made again when what it is made from changes.
 $(STAMP): pyproject.toml constraints.txt

@@ -220,7 +220,7 @@ def _sweep(
         x = torch.cat([x, x[:, :1].expand(-1, int(starts[layer]), -1)], dim=1)
         active = senders[order[: x.shape[1] - 1], layer]  # [row, head]
         a = _attention_outputs(chain.model, layer, states.z[layer], replacement[layer], active)
-        x = _advance(chain, layer, x, a, memory_mb)
+        x = advance(chain, layer, x, a, memory_mb)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
     return torch.cat([x[:, :1], x[:, 1:][:, back.to(x.device)]], dim=1)
 
@@ -245,7 +245,7 @@ def _attention_outputs(
     return torch.cat([a, (a.to(wide) + rows).to(a.dtype)], dim=1)
 
 
-def _advance(
+def advance(
     chain: EndChain, layer: int, x: Tensor, a: Tensor, memory_mb: int
 ) -> Float[Tensor, "chain row d_model"]:
     """One block on every row, its attention replaced by the given `a`; cut into bounded calls."""
@@ -279,24 +279,35 @@ def _readout(
 
 
 def _tail(chain: EndChain, x: Tensor, ids: Tensor, log_probs: bool) -> Float[Tensor, "row k"]:
-    """Run the model with its blocks bypassed, so that everything after them is its own code."""
+    """Logits or log-probabilities of each row's own token ids."""
+    head = chain.model.module.get_output_embeddings()
+    logits = after_blocks(chain, x, None if log_probs else unembed_ids(head, ids))
+    logits = logits.to(wide_type(logits.dtype))
+    if not log_probs:
+        return logits
+    return logits.log_softmax(-1).gather(1, ids.to(logits.device))
+
+
+def after_blocks(
+    chain: EndChain, x: Float[Tensor, "row 1 d_model"], unembed: Callable[[Tensor], Tensor] | None
+) -> Float[Tensor, "row k"]:
+    """Run the model with its blocks bypassed, so that everything after them is its own code.
+
+    `unembed` takes the place of the unembedding's forward, if given.
+    """
     model = chain.model
     blocks = part(model.module, model.anatomy.spec.blocks)
     with ExitStack() as stack:
         for block, tail in zip(blocks, chain.block_tails, strict=True):
             stack.enter_context(replaced_forward(block, _returning(x, tail)))
-        if not log_probs:
+        if unembed is not None:
             head = model.module.get_output_embeddings()
-            stack.enter_context(replaced_forward(head, unembed_ids(head, ids)))
+            stack.enter_context(replaced_forward(head, unembed))
         dummy = torch.zeros((len(x), 1), dtype=torch.long, device=model.device)
         output = model.module(
             input_ids=dummy, attention_mask=torch.ones_like(dummy), use_cache=False
         )
-    logits = output.logits[:, 0]
-    logits = logits.to(wide_type(logits.dtype))
-    if not log_probs:
-        return logits
-    return logits.log_softmax(-1).gather(1, ids.to(logits.device))
+    return output.logits[:, 0]
 
 
 def unembed_ids(head: Any, ids: Int[Tensor, "row k"]) -> Callable[[Tensor], Tensor]:
@@ -329,14 +340,15 @@ def _frozen_deltas(
             chain.model, layer, states.z[layer], replacement[layer], senders[rows, layer]
         )
         x = states.resid_pre[layer][:, None].expand(-1, a.shape[1], -1)
-        with _mlp_stubbed(chain.model, layer):
-            out = _advance(chain, layer, x, a, memory_mb)
+        with mlp_stubbed(chain.model, layer):
+            out = advance(chain, layer, x, a, memory_mb)
         deltas[:, rows] = (out[:, 1:] - out[:, :1]).to(deltas.device)
     return deltas
 
 
 @contextmanager
-def _mlp_stubbed(model: HookedModel, layer: int) -> Iterator[None]:
+def mlp_stubbed(model: HookedModel, layer: int) -> Iterator[None]:
+    """Run with a layer's MLP giving zero."""
     block = part(model.module, model.anatomy.spec.blocks)[layer]
     width = model.anatomy.d_model
 

@@ -8,7 +8,8 @@ Every head is two linear associative memories, sums of outer products of stored 
 
 so a head is written down as data (`HeadPlan`) and `plant` turns it into query, key, value and
 output weights: pair r of `match` becomes one query and one key coordinate, pair r of `move` one
-value coordinate and one row of the output projection. A head holds at most `D_HEAD` pairs of each.
+value coordinate and one row of the output projection. A head holds at most as many pairs of each
+as it has dimensions.
 
 The residual stream is cut into blocks, one a named subspace (`lay_out`). In its block each item
 owns a code, one row of a cosine basis: codes have length 1, mean 0 and are orthogonal. `CONSTANT`
@@ -114,43 +115,76 @@ def offset_match(basis: Float[Tensor, "half d_model"], offset: int) -> Associati
     return Association(basis * SHARPNESS, earlier)
 
 
+def wave_codes(
+    basis: Float[Tensor, "twice d_model"], positions: int
+) -> Float[Tensor, "position d_model"]:
+    """Codes of any number of positions: a cosine and a sine a pair of directions, length 1.
+
+    Unlike those of `position_codes` they are only nearly orthogonal: with 60 pairs or more, any two
+    codes of a thousand positions have a product below 0.3.
+    """
+    angles = torch.arange(positions).double()[:, None] * _frequencies(len(basis) // 2)
+    waves = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1)
+    return waves @ basis / (len(basis) // 2) ** 0.5
+
+
+def wave_match(basis: Float[Tensor, "twice d_model"], offset: int, score: float) -> Association:
+    """Query position p matches key position p - `offset` with this score; codes: `wave_codes`."""
+    turn = offset * _frequencies(len(basis) // 2)[:, None]
+    cosine, sine = basis[::2], basis[1::2]
+    ahead = torch.stack(
+        [turn.cos() * cosine - turn.sin() * sine, turn.sin() * cosine + turn.cos() * sine], dim=1
+    )
+    return Association(basis * score, ahead.flatten(0, 1))
+
+
+def _frequencies(n: int) -> Float[Tensor, " n"]:
+    """Spread over 0 to pi without a pattern that a lag could meet: cubes times the golden ratio."""
+    return torch.pi * torch.remainder(torch.arange(1, n + 1).double() ** 3 * (5**0.5 - 1) / 2, 1.0)
+
+
 def bare_module(
     token_codes: Float[Tensor, "word d_model"],
-    basis: Float[Tensor, "half d_model"],
+    positions: Float[Tensor, "position d_model"],
     unembedding: Float[Tensor, "word d_model"],
     pad_id: int,
     seed: int,
+    *,
+    n_layers: int = N_LAYERS,
+    n_heads: int = N_HEADS,
 ) -> GPT2LMHeadModel:
     """A float64 GPT-2 in eval mode with these embeddings whose heads are all noise.
 
-    The MLPs have random input weights and zero output weights: neurons fire and write nothing.
-    Input and output embeddings are not tied. The global random state is left as it was.
+    `n_heads` must divide `D_MODEL`; the heads are `D_MODEL / n_heads` wide. The MLPs have random
+    input weights and zero output weights: neurons fire and write nothing. Input and output
+    embeddings are not tied. The global random state is left as it was.
     """
-    config = _config(len(token_codes), pad_id)
+    config = _config(len(token_codes), len(positions), pad_id, n_layers, n_heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = GPT2LMHeadModel(config).double().eval()
     lm = module.transformer
     with torch.no_grad():
         lm.wte.weight.copy_(token_codes + _CONSTANT_DIRECTION * _CONSTANT_LENGTH)
-        lm.wpe.weight.copy_(position_codes(basis))
+        lm.wpe.weight.copy_(positions)
         module.lm_head.weight.copy_(unembedding)
         for norm in [m for m in module.modules() if isinstance(m, nn.LayerNorm)]:
             norm.weight.fill_(_TYPICAL_LENGTH / D_MODEL**0.5)
         for layer, block in enumerate(lm.h):
             block.mlp.c_proj.weight.zero_()
-            for head in range(N_HEADS):
-                plant(module, HeadId(layer, head), _noise_plan(_generator(seed, layer, head)))
+            for head in range(n_heads):
+                drawn = torch.Generator().manual_seed((seed * n_layers + layer) * n_heads + head)
+                plant(module, HeadId(layer, head), _noise_plan(drawn, D_MODEL // n_heads))
     return module
 
 
-def _config(n_words: int, pad_id: int) -> GPT2Config:
+def _config(n_words: int, positions: int, pad_id: int, n_layers: int, n_heads: int) -> GPT2Config:
     return GPT2Config(
         vocab_size=n_words,
-        n_positions=N_POSITIONS,
+        n_positions=positions,
         n_embd=D_MODEL,
-        n_layer=N_LAYERS,
-        n_head=N_HEADS,
+        n_layer=n_layers,
+        n_head=n_heads,
         n_inner=D_HEAD,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
@@ -163,22 +197,18 @@ def _config(n_words: int, pad_id: int) -> GPT2Config:
     )
 
 
-def _generator(seed: int, layer: int, head: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * N_LAYERS + layer) * N_HEADS + head)
-
-
-def _noise_plan(generator: torch.Generator) -> HeadPlan:
+def _noise_plan(generator: torch.Generator, d_head: int) -> HeadPlan:
     """Random associations that neither read nor write the constant direction."""
 
     def rows() -> Float[Tensor, "pair d_model"]:
-        drawn = torch.randn(D_HEAD, D_MODEL, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(d_head, D_MODEL, generator=generator, dtype=torch.float64)
         drawn[:, :2] = 0
         drawn[:, 2:] -= drawn[:, 2:].mean(dim=1, keepdim=True)
         return drawn / D_MODEL**0.5
 
     gain = (D_MODEL / 2) ** 0.5  # a token's two codes then give a query coordinate of about 1
-    match = Association(rows() * gain, rows() * gain / D_HEAD**0.5)
-    move = Association(rows() * gain, rows() * NOISE_LENGTH / D_HEAD**0.5)
+    match = Association(rows() * gain, rows() * gain / d_head**0.5)
+    move = Association(rows() * gain, rows() * NOISE_LENGTH / d_head**0.5)
     return HeadPlan((match,), (move,))
 
 
@@ -188,9 +218,9 @@ def plant(module: GPT2LMHeadModel, head: HeadId, plan: HeadPlan) -> None:
     Raises `MnemoscopeError` when the plan stores more pairs than the head has dimensions.
     """
     attn = module.transformer.h[head.layer].attn
-    columns = slice(head.head * D_HEAD, (head.head + 1) * D_HEAD)
-    query, key = _stack(plan.match)
-    value, output = _stack(plan.move)
+    columns = slice(head.head * attn.head_dim, (head.head + 1) * attn.head_dim)
+    query, key = _stack(plan.match, attn.head_dim)
+    value, output = _stack(plan.move, attn.head_dim)
     with torch.no_grad():
         w_q, w_k, w_v = attn.c_attn.weight.split(D_MODEL, dim=1)  # Conv1D: [in, out]
         w_q[:, columns] = query.T / attn.scaling
@@ -199,14 +229,14 @@ def plant(module: GPT2LMHeadModel, head: HeadId, plan: HeadPlan) -> None:
         attn.c_proj.weight[columns] = output
 
 
-def _stack(memory: Sequence[Association]) -> tuple[Tensor, Tensor]:
+def _stack(memory: Sequence[Association], d_head: int) -> tuple[Tensor, Tensor]:
     """All pairs of several associations as `[d_head, d_model]`, filled up with zero rows."""
     read = torch.cat([association.read for association in memory])
     write = torch.cat([association.write for association in memory])
-    if len(read) > D_HEAD:
+    if len(read) > d_head:
         raise MnemoscopeError(
-            f"the plan stores {len(read)} pairs and a head has {D_HEAD} dimensions: use fewer "
+            f"the plan stores {len(read)} pairs and a head has {d_head} dimensions: use fewer "
             "facts, or two heads."
         )
-    blank = torch.zeros(D_HEAD - len(read), D_MODEL, dtype=torch.float64)
+    blank = torch.zeros(d_head - len(read), D_MODEL, dtype=torch.float64)
     return torch.cat([read, blank]), torch.cat([write, blank])

@@ -138,8 +138,9 @@ def _build(
     words = vocabulary(world_relation(facts))
     codes = frame.lay_out(_subspaces(len(words), len(facts)))
     unembedding = _unembedding(words, codes["answer"], list(facts.values()))
+    positions = frame.position_codes(codes["position"])
     module = frame.bare_module(
-        codes["token"], codes["position"], unembedding, pad_id=words.index(PAD), seed=seed
+        codes["token"], positions, unembedding, pad_id=words.index(PAD), seed=seed
     )
     plans = _plans(_world(words, codes, facts), strengths) if strengths else {}
     for head, plan in plans.items():

@@ -143,6 +143,21 @@ def test_attention_rows_are_compared_with_a_prefill_and_with_all_patterns() -> N
     assert float(row["difference"]) < AGREEMENT
 
 
+def test_a_streaming_cache_holds_its_formula_and_says_what_masked_heads_say() -> None:
+    costs, texts = tables(toy("streaming_cache"))
+    assert [int(row["tokens"]) for row in costs] == [64, 256]
+    for row in costs:
+        length = int(row["tokens"])
+        want = 1 / (0.5 + 0.5 * (4 + 16 - 1) / length)
+        assert float(row["smaller"]) == pytest.approx(want, abs=0.01)
+        assert row["as formula"] == "yes"
+        assert 0 < float(row["lowest"]) <= float(row["ratio"]) <= float(row["highest"])
+    assert [row["prefill"] for row in texts] == ["streaming", "full"]
+    for row in texts:
+        assert float(row["difference"]) < AGREEMENT < float(row["logits sd"])
+        assert row["text as masked"] == "yes"
+
+
 def test_toy_figures_are_never_written() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "hook_overhead.py"), "--toy", "--write"],

@@ -7,7 +7,11 @@ import pytest
 import torch
 from families import FAMILIES, tiny
 from mnemoscope.interventions import head_means
-from mnemoscope.interventions.head_means import mean_head_outputs
+from mnemoscope.interventions.head_means import (
+    head_write_norms,
+    mean_head_outputs,
+    mean_queries,
+)
 from mnemoscope.models import HeadId, HookedModel, MnemoscopeError, wrap
 from mnemoscope.models.errors import PromptError, UnitOutOfRangeError
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -110,3 +114,49 @@ def test_wrong_texts_and_heads_are_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         mean_head_outputs(model_of("llama"), texts, heads)
+
+
+# -- queries and norms ----------------------------------------------------------------------------
+
+
+FUSED = {"gpt2": "c_attn", "phi3": "qkv_proj"}
+FUSED["neox"] = FUSED["neox-sequential"] = "query_key_value"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mean_queries_are_those_of_the_projection(family: str) -> None:
+    model = model_of(family, torch.float32 if family == "gemma2" else torch.float64)
+    width = model.anatomy.d_v
+    kept: dict[HeadId, list[Tensor]] = {head: [] for head in HEADS}
+    for text in TEXTS:
+        ids = torch.tensor([[int(word[1:]) for word in text.split()]])
+        name = FUSED.get(family, "q_proj")
+        attn = {i: plain.block(model.module, family, i) for i in (0, 2)}
+        targets = {
+            str(i): getattr(attn[i].get_submodule(plain.parts_of(family).attn), name) for i in attn
+        }
+        _, made = plain.inputs_and_outputs(model.module, targets, ids)
+        for head in HEADS:
+            first = head.head * width * (3 if "neox" in family else 1)
+            kept[head] += list(made[str(head.layer)][0, 1:, first : first + width].double())
+    for head, mean in mean_queries(model, TEXTS, HEADS).items():
+        plain.close(mean, torch.stack(kept[head]).mean(0), plain.SINGLE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_write_norms_are_those_of_a_loop_over_positions(family: str) -> None:
+    model = model_of(family, torch.float32 if family == "gemma2" else torch.float64)
+    norms = head_write_norms(model, TEXTS)
+    assert norms.shape == (3, 4)
+    kept: list[Tensor] = []
+    for text in TEXTS:
+        ids = torch.tensor([[int(word[1:]) for word in text.split()]])
+        given, _ = plain.inputs_and_outputs(
+            model.module, {"z": plain.o_proj(model.module, family, 2)}, ids
+        )
+        kept += list(given["z"].unflatten(-1, (4, -1))[0, 1:, 1])
+    weight = plain.o_proj(model.module, family, 2).weight.detach()
+    weight = weight if family == "gpt2" else weight.T
+    width = model.anatomy.d_v
+    written = torch.stack(kept) @ weight[width : 2 * width]
+    assert norms[2, 1] == pytest.approx(float(written.norm(dim=-1).mean()), rel=1e-5)

@@ -190,6 +190,39 @@ def test_padding_does_not_matter(family: str, side: Any) -> None:
     assert installed[3].fired == 24  # real tokens only
 
 
+def test_an_edit_of_one_row_reads_the_padding_of_that_row() -> None:
+    model = plain.padded_model_of("llama")
+    rows = [IDS[i, :length].tolist() for i, length in enumerate((11, 5, 8))]
+    with model.intervene([streaming([HeadId(1, 0)], 1, 2, rows=[1])]):
+        padded = model.logits(model.batch(rows), at="end")
+    with model.intervene([streaming([HeadId(1, 0)], 1, 2)]):
+        alone = model.logits(model.batch([rows[1]]), at="end")
+    close(padded[1], alone[0], plain.SINGLE)
+    close(padded[::2], model.logits(model.batch(rows), at="end")[::2])
+
+
+def test_equal_edits_of_different_rows_are_counted_apart() -> None:
+    model = plain.model_of("llama")
+    edits = [knock_out(HEADS, [TokenSpan(4, 5)], rows=rows) for rows in ([0], [1, 2], [2])]
+    with model.intervene([*edits, uniform(HEADS[:1], rows=[1])]) as installed:
+        model.logits(FULL)
+    assert [one.fired for one in installed] == [7, 14, 7, 11]  # positions 4 to 10; all of one row
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    q, k, v = noise(1, 4, 9, 6), noise(1, 2, 9, 6, seed=4), noise(1, 2, 9, 5, seed=5)
+    half = AttentionCall(0, q.to(dtype), k.to(dtype), v.to(dtype), None, {})
+    exact = AttentionCall(0, *(x.to(dtype).double() for x in (q, k, v)), None, {})
+    cells = {engine.Rule("streaming", (), 1, 3): torch.ones(1, 4, dtype=torch.bool)}
+    columns = engine.Columns(0, torch.zeros(1, dtype=torch.long))
+    old = torch.zeros(1, 9, 4, 5, dtype=dtype)
+    got, _ = engine.edited_outputs(half, old, cells, columns)
+    want, _ = engine.edited_outputs(exact, old.double(), cells, columns)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, atol=1e-6, rtol=torch.finfo(dtype).eps)
+
+
 # -- behind a cache -------------------------------------------------------------------------------
 
 
@@ -322,6 +355,40 @@ def test_a_learned_sink_takes_weight_but_not_from_an_even_head() -> None:
     close(new[1, :, 1], (weights @ v).transpose(1, 2)[1, :, 1])
     assert (new[0, :, 1] == 0).all()  # not edited: what was given
     assert (new[:, :, 3] == 0).all()
+
+
+@pytest.mark.parametrize("sinks", [None, noise(4, seed=7)])
+def test_gradients_are_those_of_the_formula(sinks: Tensor | None) -> None:
+    """Also where a query is left without a key, whose softmax would be NaN."""
+    rules = {**RULES, engine.Rule("knock_out", (TokenSpan(0, 2),), 0, 0): torch.ones(2, 4) > 0}
+
+    def outputs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        call = AttentionCall(0, q, k, v, None, {"softcap": 5.0, "s_aux": sinks})
+        return engine.edited_outputs(call, torch.zeros(2, 4, 4, 2).double(), rules, at_zero())[0]
+
+    inputs = noise(2, 4, 4, 3), noise(2, 2, 4, 3, seed=4), noise(2, 2, 4, 2, seed=5)
+    assert torch.autograd.gradcheck(outputs, [x.requires_grad_() for x in inputs])
+
+
+def test_a_learned_sink_is_that_of_its_head() -> None:
+    sinks, rule = torch.tensor([0.5, -1.0, 2.0, 0.0]), engine.Rule("streaming", (), 0, 2)
+    every, old = torch.ones(2, 4, dtype=torch.bool), torch.zeros(2, 7, 4, 5).double()
+    only = every & torch.tensor([False, False, True, False])
+    call = one_call(None, s_aux=sinks)
+    want, _ = engine.edited_outputs(call, old, {rule: every}, at_zero())
+    got, _ = engine.edited_outputs(call, old, {rule: only}, at_zero())
+    close(got[:, :, 2], want[:, :, 2])
+    assert (got[:, :, [0, 1, 3]] == 0).all()
+
+
+def test_a_query_that_the_model_hides_everything_from_keeps_what_it_has() -> None:
+    mask = torch.ones(7, 7, dtype=torch.bool).tril()[None, None].repeat(2, 1, 1, 1)
+    mask[1, :, :2] = False  # two columns of padding: nothing to see from there
+    old = noise(2, 7, 4, 5, seed=6)
+    new, counts = engine.edited_outputs(one_call(mask), old, RULES, at_zero())
+    assert torch.equal(new[1, :2], old[1, :2])
+    assert not torch.isclose(new[0, :2, 0], old[0, :2, 0]).any()
+    assert counts[next(iter(RULES))].tolist() == [7, 5]
 
 
 @pytest.mark.parametrize("kind", ["none", "boolean", "additive", "of keys"])
