@@ -17,7 +17,10 @@ _ROLE = alt.Scale(
     domain=["memory answer", "context answer", "other"], range=[MEMORY, CONTEXT, OTHER]
 )
 
-_WEIGHT = {"light": ("#f4f7fb", "#6baed6", "#08306b"), "dark": ("#1f232b", "#2f7fb8", "#e3f2ff")}
+WEIGHT_COLOURS = {
+    "light": ("#f4f7fb", "#6baed6", "#08306b"),
+    "dark": ("#1f232b", "#2f7fb8", "#e3f2ff"),
+}
 _LEGEND = [0, 0.05, 0.2, 0.5, 1]
 _UNIT = alt.Scale(domain=[0, 1])
 _TENTHS = alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1])
@@ -62,7 +65,7 @@ def pattern_chart(table: polars.DataFrame, theme: str = "light") -> Any:
     n = len(tokens)
     down, across = _token_labels(n, 0), _token_labels(n, -90 if n > 16 else -60)
     step = max(2, min(22, 480 // n))
-    colours = list(_WEIGHT[theme])
+    colours = list(WEIGHT_COLOURS[theme])
     scale = alt.Scale(type="sqrt", domain=[0, 0.25, 1], range=colours, interpolate="lab")
     legend = alt.Legend(orient="top", gradientLength=240, gradientThickness=10, values=_LEGEND)
     return (

@@ -36,6 +36,22 @@ def reading_seconds(model: HookedModel, texts: Sequence[str]) -> float:
     return _seconds(model, tokens * len(texts) / max(1, len(sample)))
 
 
+def prompt_seconds(model: HookedModel, tokens: int) -> float:
+    """One pass over so many tokens."""
+    return _seconds(model, tokens)
+
+
+def maps_seconds(model: HookedModel, tokens: int) -> float:
+    """The attention weights of all heads once more: about four widths of a head for each."""
+    anatomy = model.anatomy
+    operations = 2 * anatomy.n_layers * anatomy.n_heads * tokens**2 * anatomy.d_v
+    return operations / _speed(model)
+
+
 def _seconds(model: HookedModel, tokens: float) -> float:
     weights = sum(p.numel() for p in model.module.parameters())
-    return 2 * weights * tokens / (_CPU if model.device.type == "cpu" else _ACCELERATOR)
+    return 2 * weights * tokens / _speed(model)
+
+
+def _speed(model: HookedModel) -> float:
+    return _CPU if model.device.type == "cpu" else _ACCELERATOR

@@ -33,7 +33,8 @@ INDEX = Path(st.__file__).parent / "static" / "index.html"
 POLICY = "; ".join(
     (
         "default-src 'self'",
-        f"script-src 'self' 'wasm-unsafe-eval' {inline_hashes(INDEX.read_text('utf-8'))}",
+        # blob: is how Streamlit runs a component of ours; only a script that runs can make one.
+        f"script-src 'self' blob: 'wasm-unsafe-eval' {inline_hashes(INDEX.read_text('utf-8'))}",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "font-src 'self' data:",

@@ -17,7 +17,17 @@ from ..models.errors import (
     UnsupportedModelError,
     UnsupportedSiteError,
 )
-from .commands import app_command, demo_command, heads, models, neurons, prune, runs, study
+from .commands import (
+    app_command,
+    demo_command,
+    heads,
+    models,
+    neurons,
+    prune,
+    retrieval,
+    runs,
+    study,
+)
 from .output import say
 
 app = typer.Typer(
@@ -30,6 +40,7 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(heads.app, name="heads")
 app.add_typer(neurons.app, name="neurons")
+app.add_typer(retrieval.app, name="retrieval")
 app.add_typer(prune.app, name="prune")
 app.add_typer(runs.app, name="runs")
 app.add_typer(study.app, name="study")

@@ -190,16 +190,13 @@ def _weights(scores: Tensor, level: Tensor | None, sinks: Tensor | None) -> Tens
     if level is not None:
         scores = torch.where(level & (scores > -torch.inf), 0.0, scores)
     empty = scores.amax(-1, keepdim=True) == -torch.inf
-    nothing = bool(empty.any())
-    if nothing:  # a softmax over nothing would be NaN, and so would its gradient
-        scores = scores.masked_fill(empty, 0.0)
     if sinks is None:
         weights = torch.softmax(scores, dim=-1)
     else:
         sink = sinks.expand(*scores.shape[:-1], 1)
         sink = sink if level is None else torch.where(level, -torch.inf, sink)
         weights = torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
-    return weights.masked_fill(empty, 0.0) if nothing else weights
+    return weights.masked_fill(empty, 0.0) if bool(empty.any()) else weights  # not NaN
 
 
 def _some(x: Tensor, which: Tensor, axis: int) -> Tensor:

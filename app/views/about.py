@@ -39,6 +39,17 @@ unit that tells a relation need not be used by the model: that page sets units t
 neutral text, to zero or scales them, and does the same to random units of the same layers that
 write as much.
 
+**Who reads the context.** A statement (the *needle*) is hidden in neutral text and asked about.
+*Copied* is the share of the answer's tokens for which a head's highest attention weight lay on the
+answer in the needle, on the very token that was then predicted. Rows are read twice: with the gold
+answer put behind the question (*forced*, defined where the model fails too) and with what it says
+by itself (*free*, what happened). *Asking* rows are those of the question, *answering* rows those
+that predict the answer. One trial is an anecdote; `mnemoscope retrieval score` measures many.
+
+**Maps.** A cell of a map stands for a stretch of queries and one of keys: *peak* is the highest
+weight in it, *mass* the share of the queries' attention on all of its keys. Colours are
+logarithmic. Stretches end where needle, rival and question do, so that none of them is split.
+
 **Limits.** Probabilities are those of an answer's first token. Two answers that start with the same
 token cannot be told apart. A head may do both jobs, and the same head may do another one on
 another prompt.

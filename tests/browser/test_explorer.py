@@ -199,6 +199,52 @@ def test_the_page_about_relation_neurons(visits: Any, explorer: Any) -> None:
     assert visit.own_complaints + empty.own_complaints == []
 
 
+def test_the_page_about_who_reads_the_context(visits: Any, explorer: Any) -> None:
+    visit = visits("retrieval", model="engram", length="256", rival="true")
+    visit.see("Which heads read it?")
+    atlas = visit.page.locator('canvas[data-ready="atlas"]')
+    atlas.wait_for(timeout=WAIT)
+    visit.settle()
+    head = {"x": 24 + 3.5 * 65, "y": 24 + 2.5 * 66}  # margin, then thumbnails with their gaps
+    atlas.hover(position=head)
+    visit.see("L2.H3")
+    atlas.click(position=head)
+    visit.see("Map of L2.H3")
+    visit.settle()
+    assert "layer=2&head=3" in visit.page.url
+
+    window = visit.page.locator('canvas[data-ready="window"]')
+    window.scroll_into_view_if_needed()
+    box = window.bounding_box()
+    visit.page.mouse.move(box["x"] + 60, box["y"] + 200)
+    visit.see(re.compile(r"peak . 0\.?\d*.* query \d+"))
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + 160, box["y"] + 300, steps=4)
+    visit.page.mouse.up()
+    visit.settle()
+    part = dict(pair.split("=") for pair in urlsplit(visit.page.url).query.split("&"))
+    assert 0 < int(part["q0"]) < int(part["q1"]) < 256
+    assert 0 < int(part["k0"]) < int(part["k1"]) < 256
+    visit.shoot("retrieval")
+
+    second = visits("retrieval", **part)
+    second.see("Map of L2.H3")
+    second.page.wait_for_function(
+        "q0 => document.querySelector('[aria-label=\"Queries from\"]')?.value === q0",
+        arg=part["q0"],
+        timeout=WAIT,
+    )
+    second.settle()
+    second.page.locator('canvas[data-ready="window"]').dblclick()
+    second.settle()
+    assert "q0" not in second.page.url
+    second.page.get_by_role("button", name="Save them as a head set").click()
+    second.see("mnemoscope prune run")
+    saved = load_head_set(explorer.folder / "head-sets" / "my-readers.json")
+    assert len(saved.ids) == 8
+    assert visit.own_complaints + second.own_complaints == []
+
+
 def test_an_image_in_a_prompt_is_never_fetched(visits: Any) -> None:
     visit = visits(prompt="![x](http://example.org/x.png)", context="", mem="<img src=//a.b/c>")
     visit.see("Memory answer:")

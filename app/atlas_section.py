@@ -1,0 +1,172 @@
+"""All heads at a glance, and one head's map part by part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from ..models.types import HeadId
+from . import needle_cached, selection
+from .atlas_canvas import draw_atlas, draw_window, happened
+from .atlas_maps import POOLS, THUMBNAIL, Pool, Window, atlas_picture, levels
+from .forecast import LONGEST_WAIT, maps_seconds
+from .needle_scene import SPAN_COLOURS, NeedleScene
+from .plain import told
+
+ATLAS, WINDOW = "atlas", "window"
+EDGES = (
+    ("q0", "Queries from"),
+    ("q1", "Queries to"),
+    ("k0", "Keys from"),
+    ("k1", "Keys to"),
+)
+"""Fields of a `Window`, and their labels."""
+AROUND = 32
+"""Tokens shown on both sides of the needle."""
+
+
+def show_maps(scene: NeedleScene) -> None:
+    """The atlas of all heads, then the map of the chosen one."""
+    st.header("Attention maps", anchor=False)
+    left, right = st.columns(2)
+    pool: Pool = left.segmented_control(
+        "Pooled by",
+        POOLS,
+        default="peak",
+        required=True,
+        key="pool",
+        bind="query-params",
+        help="peak: the highest weight in a cell, which finds single looks. mass: the share of "
+        "the queries' attention on all of its keys.",
+    )
+    sink = right.toggle("With the sink (first four tokens)", key="with_sink", bind="query-params")
+    with told():
+        show_atlas(scene, pool, sink)
+    # A part of the map is chosen without the rest of the page being made again.
+    st.fragment(show_window)(scene, pool, sink)
+
+
+def show_atlas(scene: NeedleScene, pool: Pool, sink: bool) -> None:
+    """Thumbnails of all heads; a click chooses one."""
+    tokens = len(scene.found.followed(scene.mode).asked.ids)
+    seconds = maps_seconds(scene.loaded.model, tokens)
+    drawn = st.session_state.get("atlas_of") == scene.stamp
+    if seconds > LONGEST_WAIT and not drawn:
+        if not st.button(f"Draw the maps of all heads (about {seconds:.0f} s)"):
+            return
+        st.session_state["atlas_of"] = scene.stamp
+    with st.spinner("Pooling the maps of all heads …"):
+        shown = needle_cached.atlas_of(scene.found, *scene.stamp)
+    head = selection.chosen_head()
+    sheet, picture = atlas_picture(shown, pool, sink=sink)
+    draw_atlas(
+        sheet,
+        picture,
+        key=ATLAS,
+        chosen=(head.layer, head.head),
+        alt=f"Attention maps of all heads, one row a layer; {head} is framed.",
+        on_picked=on_picked,
+    )
+    st.caption(
+        f"Each thumbnail is a head: queries down, keys across, {THUMBNAIL} bins each way, {pool} "
+        "of every cell on a logarithmic scale from 0.00001 to 1. Bins end where needle, rival and "
+        f"question do. Grey: out of sight. {head} rests {shown.sink[head.layer, head.head]:.0%} of "
+        f"its attention on the first four tokens, all heads {shown.sink.mean():.0%}"
+        + ("." if sink else "; they are left out.")
+    )
+
+
+def show_window(scene: NeedleScene, pool: Pool, sink: bool) -> None:
+    """The chosen head's map in a window of queries and keys, with its own errors."""
+    with told():
+        show_part(scene, pool, sink)
+
+
+def show_part(scene: NeedleScene, pool: Pool, sink: bool) -> None:
+    """Which part, and the map of it."""
+    head = selection.chosen_head()
+    found, tokens = scene.found, len(scene.found.followed(scene.mode).asked.ids)
+    st.subheader(f"Map of {head}", anchor=False)
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        window = choose_window(scene, tokens)
+    maps = needle_cached.window_of(
+        scene.loaded, found, *scene.stamp, head, window, sink or window.k0 > 0
+    )
+    with right:
+        draw_window(
+            levels(maps.peak if pool == "peak" else maps.mass),
+            {"query": maps.query_edges, "key": maps.key_edges},
+            {"query": maps.query_text, "key": maps.key_text},
+            span_marks(scene),
+            key=WINDOW,
+            pool=pool,
+            alt=f"Attention map of {head}, queries {window.q0} to {window.q1}, keys {window.k0} to "
+            f"{window.k1}.",
+            on_part=on_part,
+        )
+    with left:
+        cell_queries = -(-(window.q1 - window.q0) // (len(maps.query_edges) - 1))
+        cell_keys = -(-(window.k1 - window.k0) // (len(maps.key_edges) - 1))
+        st.caption(
+            f"Queries down, keys across; a cell is up to {cell_queries} × {cell_keys} tokens. Bars "
+            "at the edges: needle blue, answer orange, rival grey, question green. What is in "
+            "view is computed from the queries and keys of the trial, the model does not run."
+        )
+
+
+def choose_window(scene: NeedleScene, tokens: int) -> Window:
+    """The part on show: four numbers, each part of the address, which a drag writes too."""
+    for name, _ in EDGES:
+        if (st.session_state.get(name) or 0) > tokens:
+            st.session_state[name] = None  # of a longer prompt
+    whole, answer = st.columns(2)
+    whole.button("Whole prompt", on_click=put_window, args=(None,), width="stretch")
+    needle = on_needle(scene, tokens)
+    answer.button("Answer, needle", on_click=put_window, args=(needle,), width="stretch")
+    ends = []
+    for place, (name, words) in zip((*st.columns(2), *st.columns(2)), EDGES, strict=True):
+        # Empty means the prompt's own end, so that only a chosen part stands in the address.
+        ends.append(place.number_input(words, 0, tokens, None, key=name, bind="query-params"))
+    q0, q1, k0, k1 = ends
+    return Window(
+        q0 or 0, tokens if q1 is None else q1, k0 or 0, tokens if k1 is None else k1
+    ).within(tokens)
+
+
+def on_needle(scene: NeedleScene, tokens: int) -> Window:
+    """Question and answer as queries, the needle and what is around it as keys."""
+    spans = scene.found.spans
+    start, stop = spans["needle"]
+    return Window(spans["question"][0], tokens, max(0, start - AROUND), min(tokens, stop + AROUND))
+
+
+def span_marks(scene: NeedleScene) -> list[dict[str, Any]]:
+    """The spans as the canvas wants them."""
+    return [
+        {"start": start, "stop": stop, "colour": SPAN_COLOURS[name]}
+        for name, (start, stop) in scene.found.spans.items()
+    ]
+
+
+def on_picked() -> None:
+    """A thumbnail was clicked: choose that head."""
+    picked = happened(ATLAS, "picked")
+    if picked:
+        selection.pick_heads((HeadId(int(picked["layer"]), int(picked["head"])),))
+
+
+def on_part() -> None:
+    """A part of the map was dragged over, or all of it asked for."""
+    part = happened(WINDOW, "part")
+    if not part:
+        return
+    chosen = None if part.get("whole") else Window(*(int(part[name]) for name, _ in EDGES))
+    put_window(chosen)
+
+
+def put_window(window: Window | None) -> None:
+    """Callback: the fields, and so the map, go to this part; None is the whole prompt."""
+    for name, _ in EDGES:
+        st.session_state[name] = None if window is None else getattr(window, name)

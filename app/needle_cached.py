@@ -1,0 +1,49 @@
+"""What the page about retrieval keeps between reruns (see `cached`): one trial and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import polars
+import streamlit as st
+
+from ..models.types import HeadId
+from .atlas_maps import Atlas, Window, WindowMap, atlas, window_map
+from .cached import Loaded, kept
+from .needle_trial import Asked, Mode, NeedleTrial, run_trial, step_table
+
+
+def _trial(_loaded: Loaded, key: str, asked: Asked) -> NeedleTrial:
+    return run_trial(_loaded.model, asked)
+
+
+def _atlas(_found: NeedleTrial, key: str, asked: Asked, mode: Mode) -> Atlas:
+    return atlas(_found, mode)
+
+
+def _window(
+    _loaded: Loaded,
+    _found: NeedleTrial,
+    key: str,
+    asked: Asked,
+    mode: Mode,
+    head: HeadId,
+    window: Window,
+    sink: bool,
+) -> WindowMap:
+    return window_map(_loaded.model, _found, mode, head, window, sink=sink)
+
+
+def _steps(
+    _loaded: Loaded, _found: NeedleTrial, key: str, asked: Asked, mode: Mode, head: HeadId
+) -> polars.DataFrame:
+    return step_table(_loaded.model, _found, mode, head)
+
+
+# A trial holds the model's queries and keys: one at a time, by reference and never copied.
+trial_of: Callable[[Loaded, str, Asked], NeedleTrial] = st.cache_resource(
+    max_entries=1, show_spinner="Hiding the needle and asking for it …"
+)(_trial)
+atlas_of: Callable[[NeedleTrial, str, Asked, Mode], Atlas] = kept(_atlas, 2)
+window_of: Callable[..., WindowMap] = kept(_window, 64)
+steps_of: Callable[..., polars.DataFrame] = kept(_steps, 64)

@@ -1,0 +1,28 @@
+"""Who reads the context: one needle in a haystack, heads that read it, and their maps."""
+
+from __future__ import annotations
+
+import streamlit as st
+from mnemoscope.app.atlas_section import show_maps
+from mnemoscope.app.needle_scene import needle_sidebar
+from mnemoscope.app.needle_section import show_readers, show_trial
+from mnemoscope.app.needle_set_section import show_needle_set
+from mnemoscope.app.plain import told
+from mnemoscope.app.settings import settings_from_environment
+
+
+def page() -> None:
+    """The whole page, top to bottom."""
+    settings = settings_from_environment()
+    st.title("Who reads the context?")
+    with told():
+        scene = needle_sidebar(settings)
+        if scene is None:
+            return
+        show_trial(scene)
+        score = show_readers(scene)
+        show_maps(scene)
+        show_needle_set(scene, score)
+
+
+page()
