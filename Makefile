@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL ?= engram
+# A process a core, whole files to each: models are loaded once a file. Each runs torch on one thread.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 export MYPYPATH := .mypy_cache/src
 
 .PHONY: app demo test test-all check format bench clean
@@ -18,11 +20,11 @@ demo: $(STAMP)
 
 ## Formatting, lint, types, import contract, then the tests of a bare machine.
 test: check
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 ## Everything that this machine can run, the real pretrained model too.
 test-all: check
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -36,7 +38,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	for script in hook_overhead path_patching path_patching_memory head_scoring prune_checkpoint average_precision attention_rows streaming_cache; do $(BIN)/python benchmarks/$$script.py --write; done
+	for script in hook_overhead path_patching path_patching_memory head_scoring prune_checkpoint average_precision attention_rows streaming_cache suffix_index; do $(BIN)/python benchmarks/$$script.py --write; done
 
 # The environment is made again when what it is made from changes.
 $(STAMP): pyproject.toml constraints.txt

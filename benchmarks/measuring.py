@@ -31,17 +31,20 @@ class Arguments:
 
     toy: bool
     write: bool
+    text: Path | None = None
 
 
-def arguments(claim: str) -> Arguments:
-    """Read `--toy` and `--write`; toy figures are never written."""
+def arguments(claim: str, *, takes_text: bool = False) -> Arguments:
+    """Read `--toy` and `--write`; toy figures are never written. `takes_text`: also `--text`."""
     parser = argparse.ArgumentParser(description=claim)
     parser.add_argument("--toy", action="store_true", help="tiny sizes, a few seconds")
     parser.add_argument("--write", action="store_true", help=f"replace the section in {RESULTS}")
+    if takes_text:
+        parser.add_argument("--text", type=Path, metavar="FOLDER", help="use the text files in it")
     given = parser.parse_args()
     if given.toy and given.write:
         parser.error("toy figures mean nothing: leave out --toy to write a section.")
-    return Arguments(given.toy, given.write)
+    return Arguments(given.toy, given.write, given.text if takes_text else None)
 
 
 def interleaved(
@@ -99,6 +102,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def report(given: Arguments, name: str, claim: str, body: str) -> None:
     """Print a script's tables and, with `--write`, replace its section in `RESULTS.md`."""
     command = f"python benchmarks/{name}.py" + (" --toy" if given.toy else "")
+    command += " --text FOLDER" if given.text else ""
     text = f"## {name}\n\n{claim}\n\n{body}\n\n`{command}`, {machine()}\n"
     print(text)
     if given.write:

@@ -158,6 +158,24 @@ def test_a_streaming_cache_holds_its_formula_and_says_what_masked_heads_say() ->
         assert row["text as masked"] == "yes"
 
 
+@pytest.mark.slow  # processes of their own sort, and read cold
+def test_index_queries_are_held_against_their_targets() -> None:
+    pytest.importorskip("numba")
+    operations, builders, faults = tables(toy("suffix_index"))
+    targets = {row["operation"].partition(",")[0]: row["target us"] for row in operations}
+    assert targets["count"] == "10.0"
+    assert targets["maximal spans"] == "3000"
+    for row in operations:
+        if row["target us"]:
+            assert row["within"] == (
+                "yes" if float(row["cpu us"]) <= float(row["target us"]) else "NO"
+            )
+        assert row["equal"] in ("yes", "")
+    assert builders[0]["sorting by"] == "ours"
+    assert int(builders[0]["places unlike the index"]) == 0
+    assert [row["cold find of 8 tokens"] for row in faults] == ["with directory", "without"]
+
+
 def test_toy_figures_are_never_written() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "hook_overhead.py"), "--toy", "--write"],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from mnemoscope.cli import output
 from mnemoscope.cli.main import main
 from mnemoscope.data.facts.items import relation_to_json
 from mnemoscope.organisms import PlantedModel, planted_model, planted_relation
@@ -52,7 +53,7 @@ def command(
 ) -> Command:
     """Run `mnemoscope ARGS` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(output.console, "width", 200)  # no line breaks in what tests look for
 
     def run(*args: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["mnemoscope", *map(str, args)])
