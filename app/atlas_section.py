@@ -10,8 +10,8 @@ from ..models.types import HeadId
 from . import needle_cached, selection
 from .atlas_canvas import draw_atlas, draw_window, happened
 from .atlas_maps import POOLS, THUMBNAIL, Pool, Window, atlas_picture, levels
-from .forecast import LONGEST_WAIT, maps_seconds
-from .needle_scene import SPAN_COLOURS, NeedleScene
+from .forecast import LONGEST_WAIT, maps_seconds, rough_pace
+from .needle_scene import SPAN_COLOURS, SURELY_SHORT, NeedleScene
 from .plain import told
 
 ATLAS, WINDOW = "atlas", "window"
@@ -50,12 +50,15 @@ def show_maps(scene: NeedleScene) -> None:
 def show_atlas(scene: NeedleScene, pool: Pool, sink: bool) -> None:
     """Thumbnails of all heads; a click chooses one."""
     tokens = len(scene.found.followed(scene.mode).asked.ids)
-    seconds = maps_seconds(scene.loaded.model, tokens)
-    drawn = st.session_state.get("atlas_of") == scene.stamp
-    if seconds > LONGEST_WAIT and not drawn:
-        if not st.button(f"Draw the maps of all heads (about {seconds:.0f} s)"):
-            return
-        st.session_state["atlas_of"] = scene.stamp
+    if st.session_state.get("atlas_of") != scene.stamp and not surely_short(scene, tokens):
+        pace = needle_cached.pace_of(scene.loaded, scene.loaded.key, scene.asked)
+        seconds = maps_seconds(scene.loaded.model, pace, tokens)
+        if seconds > LONGEST_WAIT:
+            if not st.button(
+                f"Draw the maps of all heads (about {seconds:.0f} s at the present pace)"
+            ):
+                return
+            st.session_state["atlas_of"] = scene.stamp
     with st.spinner("Pooling the maps of all heads …"):
         shown = needle_cached.atlas_of(scene.found, *scene.stamp)
     head = selection.chosen_head()
@@ -75,6 +78,12 @@ def show_atlas(scene: NeedleScene, pool: Pool, sink: bool) -> None:
         f"its attention on the first four tokens, all heads {shown.sink.mean():.0%}"
         + ("." if sink else "; they are left out.")
     )
+
+
+def surely_short(scene: NeedleScene, tokens: int) -> bool:
+    """Whether even a forecast that is several times too low leaves no wait worth asking about."""
+    model = scene.loaded.model
+    return maps_seconds(model, rough_pace(model), tokens) <= LONGEST_WAIT * SURELY_SHORT
 
 
 def show_window(scene: NeedleScene, pool: Pool, sink: bool) -> None:

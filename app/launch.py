@@ -42,17 +42,19 @@ def launch(
     runs_root: Path | str = "runs",
     host: str = LOOPBACK[0],
     open_browser: bool = False,
+    indexes: Sequence[Path | str] = (),
 ) -> int:
     """Serve the explorer until it is stopped (Ctrl-C); returns the server's exit status.
 
-    `models` are packaged names, checkpoint folders or GGUF files; pages can load nothing else.
+    `models` are packaged names, checkpoint folders or GGUF files, `indexes` folders of indexes;
+    pages can load nothing else, beside what lies in `indexes` next to the runs folder.
     Prints the address and what is served to standard error. Raises `LaunchError` when the port is
     taken, the host is not this machine's loopback or the server does not come up. Call it from
     the main thread.
     """
     if find_spec("streamlit") is None:
         raise LaunchError("the explorer needs Streamlit: pip install 'mnemoscope[app]'.")
-    settings = settings_for(models, runs_root)
+    settings = settings_for(models, runs_root, indexes)
     check_place(host, port)
     server = subprocess.Popen(server_command(host, port), env=server_environment(settings))
     before = signal.signal(signal.SIGTERM, _interrupt)
@@ -149,6 +151,8 @@ def announce(settings: Settings, url: str) -> None:
     console.print(f"Mnemoscope explorer: {url} (this machine only, stop with Ctrl-C)")
     for label, place in settings.models.items():
         console.print(f"  model      {label}" + (f" ({place})" if place != label else ""))
+    for label, place in settings.indexes.items():
+        console.print(f"  index      {label} ({place})")
     console.print(f"  runs       {settings.runs_root}")
     console.print(f"  head sets  {settings.head_sets}")
     console.print(f"  unit sets  {settings.neuron_sets}")

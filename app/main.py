@@ -12,6 +12,11 @@ page = st.navigation(
         st.Page(VIEWS / "explore.py", title="Memory or context?", url_path="explore", default=True),
         st.Page(VIEWS / "neurons.py", title="Which neurons know a relation?", url_path="neurons"),
         st.Page(VIEWS / "retrieval.py", title="Who reads the context?", url_path="retrieval"),
+        st.Page(
+            VIEWS / "provenance.py",
+            title="Which documents does it come from?",
+            url_path="provenance",
+        ),
         st.Page(VIEWS / "runs.py", title="Runs", url_path="runs"),
         st.Page(VIEWS / "about.py", title="About", url_path="about"),
     ],

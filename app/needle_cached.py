@@ -10,11 +10,16 @@ import streamlit as st
 from ..models.types import HeadId
 from .atlas_maps import Atlas, Window, WindowMap, atlas, window_map
 from .cached import Loaded, kept
+from .forecast import Pace, measured_pace
 from .needle_trial import Asked, Mode, NeedleTrial, run_trial, step_table
 
 
 def _trial(_loaded: Loaded, key: str, asked: Asked) -> NeedleTrial:
     return run_trial(_loaded.model, asked)
+
+
+def _pace(_loaded: Loaded, key: str, asked: Asked) -> Pace:
+    return measured_pace(_loaded.model)
 
 
 def _atlas(_found: NeedleTrial, key: str, asked: Asked, mode: Mode) -> Atlas:
@@ -40,6 +45,8 @@ def _steps(
     return step_table(_loaded.model, _found, mode, head)
 
 
+# Measured anew for every trial, since a machine may be busier than it was.
+pace_of: Callable[[Loaded, str, Asked], Pace] = kept(_pace)
 # A trial holds the model's queries and keys: one at a time, by reference and never copied.
 trial_of: Callable[[Loaded, str, Asked], NeedleTrial] = st.cache_resource(
     max_entries=1, show_spinner="Hiding the needle and asking for it …"

@@ -27,6 +27,7 @@ from .commands import (
     retrieval,
     runs,
     study,
+    trace,
 )
 from .output import say
 
@@ -41,6 +42,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(heads.app, name="heads")
 app.add_typer(neurons.app, name="neurons")
 app.add_typer(retrieval.app, name="retrieval")
+app.add_typer(trace.app, name="trace")
 app.add_typer(prune.app, name="prune")
 app.add_typer(runs.app, name="runs")
 app.add_typer(study.app, name="study")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +30,12 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
+def say_where(folder: Path) -> None:
+    """Where a run and its report are."""
+    say(f"run      {folder}")
+    say(f"report   {folder / 'report.html'}")
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table for people; cells are written as they are."""
     table = Table(title=title, title_justify="left", header_style="bold")
@@ -41,14 +48,17 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback `(done, total)`: a bar on a terminal, a line now and then elsewhere."""
+    """A callback `(done, total)`: a bar on a terminal, a line now and then elsewhere.
+
+    A total of 0 is one that is not known.
+    """
     if not console.is_terminal:
         yield _lines(what)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def _lines(what: str) -> Callable[[int, int], None]:
@@ -59,7 +69,7 @@ def _lines(what: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if now - said >= LINE_EVERY_S or done == total:
             said = now
-            say(f"{what}: {done} of {total}")
+            say(f"{what}: {done} of {total}" if total else f"{what}: {done}")
 
     return tell
 

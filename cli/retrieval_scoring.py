@@ -29,6 +29,8 @@ from ..results.run_folder import open_run
 from ..results.run_reading import load_run
 from ..results.score_sidecars import Sidecar
 from .neuron_finding import plain
+from .retrieval_answers import Whole, with_columns
+from .retrieval_causal import Causal, measure_causal, read_write_cause
 from .retrieval_measures import Measured, Summarised, measure_all, summarise_all
 from .retrieval_score_report import figures_of, tables_of
 
@@ -55,6 +57,7 @@ class ScoreConfig:
     rounds: int = 2
     distractors: int = 0
     text: str | None = None
+    knockouts: int = 0
     top: int = 30
     seed: int = 0
     device: str = "auto"
@@ -187,7 +190,17 @@ def _measure(
 
     measured = measure_all(model, design, seed=config.seed, run=run, phase=phase)
     found = summarise_all(measured, design, seed=config.seed)
-    _finish(config, model, design, measured, found, run)
+    causal = None
+    if config.knockouts:
+        causal = measure_causal(
+            *(model, design, measured, found),
+            trials=config.knockouts,
+            seed=config.seed,
+            run=run,
+            phase=phase,
+        )
+    whole = with_columns(found, measured, causal, seed=config.seed)
+    _finish(config, model, design, measured, whole, run)
 
 
 def _finish(
@@ -195,9 +208,10 @@ def _finish(
     model: HookedModel,
     design: NeedleDesign,
     measured: Measured,
-    found: Summarised,
+    whole: Whole,
     run: Run,
 ) -> None:
+    found, causal = whole.found, whole.causal
     provenance = collect_provenance(
         **model.identity,
         data_sha256=design.sha256,
@@ -208,20 +222,25 @@ def _finish(
     absent = _save_head_sets(config, model, found, run)
     _save_exports(model, design, found, provenance, run)
     rows = table(model.anatomy, found.scores, found.grids, found.roles)
-    summary = summary_of(model, found, absent)
+    summary = {**summary_of(model, found, absent), **whole.answers.summary}
+    tables = {**tables_of(measured, design, found, rows), **whole.answers.tables}
+    figures = figures_of(found)
+    if causal is not None:
+        summary |= causal.summary
+        tables |= causal.tables
+        figures["read-cause"] = read_write_cause(found, causal)
     if "summary" not in run.done:
         run.append("summary", summary)
-    figures = figures_of(found)
     report = render_report(
         title=f"Retrieval heads of {model.name}",
         claim=_CLAIM,
-        tables=tables_of(measured, design, found, rows),
+        tables=tables,
         figures=figures,
         provenance=provenance,
         notes=summary["notes"],
     )
     pages = {f"{name}.html": figure_html(page, title=name) for name, page in figures.items()}
-    run.finish(rows, arrays_of(measured), provenance, pages, report)
+    run.finish(rows, arrays_of(measured, causal), provenance, pages, report)
 
 
 def summary_of(model: HookedModel, found: Summarised, absent: Mapping[str, str]) -> dict[str, Any]:
@@ -247,9 +266,13 @@ def summary_of(model: HookedModel, found: Summarised, absent: Mapping[str, str])
     }
 
 
-def arrays_of(measured: Measured) -> dict[str, np.ndarray]:
+def arrays_of(measured: Measured, causal: Causal | None = None) -> dict[str, np.ndarray]:
     """Every reading trial by trial."""
     arrays = dict(measured.trials.arrays)
+    if causal is not None:
+        cut = causal.knockouts
+        arrays |= {"edges.trials": np.array(cut.trials), "edges.drop": cut.drop}
+        arrays["edges.control"] = cut.control
     if measured.documents is not None:
         for name in ("gold", "ndcg", "core"):
             arrays[f"documents.{name}"] = getattr(measured.documents, name)

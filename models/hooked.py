@@ -33,7 +33,15 @@ from .prompt_cache import PromptCache, greedy_from, prefill, suffix_logits
 from .row_summaries import RowSummaries, Spans, row_summaries
 from .self_test import run_self_test
 from .suffix_readings import SuffixReading, read_suffix
-from .tokens import TokenBatch, answer_ids, bos_rule, encode, pad, text_pieces
+from .tokens import (
+    TokenBatch,
+    answer_ids,
+    bos_rule,
+    encode,
+    pad,
+    text_pieces,
+    vocabulary_sha256,
+)
 from .types import HeadId, Site, TokenSpan
 from .unembedding import unembed_only
 
@@ -143,10 +151,7 @@ class HookedModel:
     @cached_property
     def tokenizer_sha256(self) -> str:
         """SHA-256 of the vocabulary, id by id; empty without a tokenizer."""
-        if self.tokenizer is None:
-            return ""
-        vocab = sorted(self.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
-        return hashlib.sha256(repr(vocab).encode()).hexdigest()
+        return "" if self.tokenizer is None else vocabulary_sha256(self.tokenizer)
 
     @property
     def identity(self) -> dict[str, str]:

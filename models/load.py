@@ -10,7 +10,12 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from .anatomy import known_architecture
@@ -65,6 +70,22 @@ def load_model(
             )
         return _from_folder(converted(path), path.stem, where, dtype)
     return _from_hub(name, where, dtype)
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that `load_model` takes, without its weights.
+
+    Raises `ModelNotFoundError` or `DamagedCheckpointError`.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name in PACKAGED or path.exists():
+        return _tokenizer(checkpoint_folder(name_or_path), name, local=True)
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ModelNotFoundError(
+            f"{name!r} is no folder, no GGUF file and no hub id (owner/name), so it has no "
+            f"tokenizer. Without a network: {', '.join(PACKAGED)}."
+        )
+    return _tokenizer(name, name, local=False)
 
 
 def checkpoint_folder(name_or_path: str | Path) -> Path:

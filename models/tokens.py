@@ -7,6 +7,7 @@ for the provenance of a result.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -109,3 +110,9 @@ def bos_rule(tokenizer: PreTrainedTokenizerBase) -> str:
 def text_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text of each token, for axis labels; never interpreted as markup."""
     return [tokenizer.decode([i]) for i in ids]
+
+
+def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the vocabulary, id by id."""
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    return hashlib.sha256(repr(vocab).encode()).hexdigest()

@@ -216,11 +216,14 @@ def gold_log_probs(
     ablation: Ablation,
     trials: Sequence[int],
     *,
+    hidden: Mapping[int, TokenSpan] | None = None,
     memory_mb: int = 1024,
     run: Run | None = None,
     progress: Progress = silent,
 ) -> Float[np.ndarray, "set trial"]:
     """Log-probability of each trial's gold answer with each head set ablated, nats.
+
+    "knock_out" hides a trial's needle, or what `hidden` holds for its number.
 
     Raises `MnemoscopeError` when the run kept other sets, and as `HookedModel.prefill` does.
     """
@@ -240,7 +243,9 @@ def gold_log_probs(
         else:
             prompt = model.prefill(design.haystacks[haystack].ids)
             for column, trial in zip(columns, forks, strict=True):
-                found[:, column] = _of_trial(model, prompt, trial, sets, ablation, memory_mb)
+                span = (hidden or {}).get(trials[column], trial.needle)
+                place = TokenSpan(span.start, span.stop)
+                found[:, column] = _of_trial(model, prompt, trial, place, sets, ablation, memory_mb)
             if run is not None:
                 run.check_cancelled()
                 run.save_unit_arrays(key, {"log_probs": found[:, columns]})
@@ -303,11 +308,11 @@ def _of_trial(
     model: HookedModel,
     prompt: PromptCache,
     trial: Trial,
+    hidden: TokenSpan,
     sets: Sequence[Sequence[HeadId]],
     ablation: Ablation,
     memory_mb: int,
 ) -> Float[np.ndarray, " set"]:
-    needle = TokenSpan(trial.needle.start, trial.needle.stop)
     suffix = len(trial.question_ids) + len(trial.answer_ids)
     rows = _rows_that_fit(model, prompt, suffix, memory_mb)
     parts = []
@@ -318,7 +323,7 @@ def _of_trial(
             prompt.ids,
             trial.question_ids,
             trial.answer_ids,
-            ablation.edits(batch, needle),
+            ablation.edits(batch, hidden),
             ablation.where,
             cached=prompt,
             rows=len(batch),

@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from ..data.facts.needle_templates import WORDY
 from ..data.facts.needles import (
     Needle,
     NeedleDesign,
     NeedleKind,
     build_needle_design,
     make_needles,
+    reordered,
 )
 from ..models.errors import MnemoscopeError, PromptError
 from ..models.hooked import HookedModel
@@ -46,6 +48,7 @@ def design_for(
     text: str | None = None,
     topics: Sequence[str] | None = None,
     chat: bool | None = None,
+    shuffled: bool = False,
 ) -> NeedleDesign:
     """`build_needle_design` for a model: needles made, tokenizer, chat template and topics filled
     in.
@@ -54,18 +57,22 @@ def design_for(
     model was taught) at all `lengths` evenly. `kind` "both" makes half of them non-literal.
     `distractors` more of the same kinds stand beside those asked about. `topics` of the literal
     needles: None for what the model was taught (`TAUGHT`), or all. `chat` asks within the
-    tokenizer's chat template (None: where there is one). All else as in `build_needle_design`.
+    tokenizer's chat template (None: where there is one). `shuffled` tells answers with their words
+    in reverse order (`reordered`; all topics are then those whose answers have two words). All else
+    as in `build_needle_design`.
 
     Raises `MnemoscopeError` for numbers, topics or lengths that do not fit (its message says which
     do), and `PromptError` when the longest prompt passes the model's context.
     """
     opening, asking = chat_frame(model) if _chats(model, chat) else ("", f"{ASKED}{ANSWERING}")
-    chosen = TAUGHT.get(model.name) if topics is None else topics
+    chosen = TAUGHT.get(model.name, WORDY if shuffled else None) if topics is None else topics
     each = needles_per_haystack or min(5, depths, len(TAUGHT.get(model.name, range(5))))
     evenly = max(1, each * len(lengths))
     count = math.ceil(needles / evenly) * evenly
     try:
         made, beside = _needles(count, distractors, kind, seed, chosen)
+        if shuffled:
+            made = reordered(made)
         design = build_needle_design(
             made,
             lambda text: encode(model.text_tokenizer, text),

@@ -7,8 +7,11 @@ Scores of a head in one trial; the higher, the more it does the job. Readings ar
     event         copying steps / answer tokens: the released code's score, can pass 1
     first         copied the answer's first token: no induction can do that
     continuation  share of the answer's other tokens copied: induction does it too
+    jump          `continuation` where induction cannot help: needles with a broken order of words
     soft          attention weight on the keys that hold the predicted token, 0 to 1
     margin        score of the best of those keys minus the best key outside the needle
+    lead          the needle's best score minus the logsumexp of all outside it (`length_laws`)
+    locate_lead   the same of question rows
     emit          attention mass of the answer rows on the needle, 0 to 1
     contrast      answer rows: mass per token of the needle minus mass per token outside it
     r2            HeadKV's weight of top keys in the needle, per needle token
@@ -43,13 +46,16 @@ Score = Literal[
     "event",
     "first",
     "continuation",
+    "jump",
     "soft",
     "margin",
+    "lead",
     "emit",
     "contrast",
     "r2",
     "locate",
     "locate_mass",
+    "locate_lead",
     "rival",
     "locate_rival",
     "sink",
@@ -170,13 +176,16 @@ def _scores(
         "event": answer.hits_event,
         "first": answer.first_hit,
         "continuation": answer.later_hits,
+        "jump": answer.jump_hits,
         "soft": answer.soft,
         "margin": answer.margin,
+        "lead": answer.lead,
         "emit": answer.needle_mass,
         "contrast": answer.contrast,
         "r2": answer.r2,
         "locate": question.contrast,
         "locate_mass": question.needle_mass,
+        "locate_lead": question.lead,
         "rival": answer.rival_mass,
         "locate_rival": question.rival_mass,
         "sink": answer.sink_mass,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor
 
 from ..data.facts.needles import NeedleDesign, Span, Trial
 from ..models.row_summaries import RowSummaries
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SPANS = ("needle", "answer", "rivals", "sink", "recent", "question", "rest")
 """Spans of keys that every row is read for: the needle's statement, the answer in it, the other
@@ -49,11 +52,18 @@ class AnswerReadings:
     where no row does (free mode: the model never began the answer)."""
     later_hits: Float[np.ndarray, "trial layer head"]
     """Share of copying steps among those that predict the answer's other tokens; NaN without."""
+    jump_hits: Float[np.ndarray, "trial layer head"]
+    """`later_hits` at the steps where no induction can help: nowhere in the haystack does the
+    predicted token follow the token that it follows in the answer. NaN without such a step, which
+    only needles with a broken order of words have (`data.facts.needles.reordered`)."""
     soft: Float[np.ndarray, "trial layer head"]
     """Mean attention weight on keys of the answer that hold the predicted token, 0 to 1."""
     margin: Float[np.ndarray, "trial layer head"]
     """Mean over steps of the highest score on such a key minus the highest score outside the
     needle, in score units (natural log of a weight ratio); positive: the key wins."""
+    lead: Float[np.ndarray, "trial layer head"]
+    """Mean over steps of the needle's highest score minus the logsumexp of all scores outside it,
+    natural log: above 0 one key of the needle outweighs the whole rest (`length_laws`)."""
     needle_mass: Float[np.ndarray, "trial layer head"]
     """Mean attention mass on the needle's statement, 0 to 1."""
     answer_mass: Float[np.ndarray, "trial layer head"]
@@ -89,9 +99,11 @@ class QuestionReadings:
     """Mean attention mass on the other statements of the haystack; NaN without any."""
     peak: Float[np.ndarray, "trial layer head"]
     """Highest attention weight that any question row gives a token of the needle, 0 to 1."""
+    lead: Float[np.ndarray, "trial layer head"]
+    """Mean over rows of the needle's highest score minus the logsumexp of all scores outside it."""
 
 
-Readings = TypeVar("Readings", AnswerReadings, QuestionReadings)
+Readings = TypeVar("Readings", bound="DataclassInstance")
 
 
 def joined(readings: Sequence[Readings]) -> Readings:
@@ -101,7 +113,7 @@ def joined(readings: Sequence[Readings]) -> Readings:
     )
 
 
-def as_arrays(readings: AnswerReadings | QuestionReadings, prefix: str) -> dict[str, np.ndarray]:
+def as_arrays(readings: DataclassInstance, prefix: str) -> dict[str, np.ndarray]:
     """`{prefix}_{field}` to array, to be kept in a file."""
     return {f"{prefix}_{f.name}": getattr(readings, f.name) for f in fields(readings)}
 
@@ -203,11 +215,12 @@ def read_answer(
     """The readings of a trial's answer rows; `rows` and `logits` hold those queries only."""
     following = torch.tensor(asked.following)
     predicts = following[:, None] == torch.tensor(asked.tokens, dtype=torch.long)  # [query, token]
-    hit = _hits(asked, rows, following)
+    hit = copying(asked, rows, following)
     mass = dict(zip(SPANS, rows.mass[:, 0].nanmean(2).unbind(-1), strict=False))
     first, stop = heard(asked.following, asked.trial.answer_ids) or (-1, 0)
     step, copyable = torch.arange(len(following)), predicts.any(1)
-    lead = _held(rows.peak, predicts) - rows.peak[:, 0, ..., _REST]
+    later = copyable & (step > first) & (step < stop)
+    ahead = _held(rows.peak, predicts) - rows.peak[:, 0, ..., _REST]
     in_needle = _inside(rows.top_key[:, 0], asked.trial.needle) * _seen(rows, _NEEDLE)[..., None]
     fetched = (in_needle * rows.top_weight[:, 0]).sum(-1) / asked.top
     n_answer = asked.trial.answer.stop - asked.trial.answer.start
@@ -215,9 +228,11 @@ def read_answer(
         hits_set=_cells(_recall(hit, predicts)),
         hits_event=_cells(_sum(hit) / n_answer),
         first_hit=_cells(_mean(hit, copyable & (step == first))),
-        later_hits=_cells(_mean(hit, copyable & (step > first) & (step < stop))),
+        later_hits=_cells(_mean(hit, later)),
+        jump_hits=_cells(_mean(hit, later & ~_inducible(asked, following))),
         soft=_cells(_mean(_held(rows.mass, predicts), copyable)),
-        margin=_cells(_mean(lead, copyable)),
+        margin=_cells(_mean(ahead, copyable)),
+        lead=_cells(_lead(rows).nanmean(2)),
         needle_mass=_cells(mass["needle"]),
         answer_mass=_cells(mass["answer"]),
         contrast=_cells(_contrast(asked, rows).nanmean(2)),
@@ -241,6 +256,7 @@ def read_question(asked: AskedRows, rows: RowSummaries) -> QuestionReadings:
         contrast=_cells(_contrast(asked, rows).nanmean(2)),
         rival_mass=_cells(mass["rivals"]),
         peak=_cells(highest.masked_fill(peak.isnan().all(2), torch.nan)),
+        lead=_cells(_lead(rows).nanmean(2)),
     )
 
 
@@ -263,7 +279,7 @@ def at_queries(rows: RowSummaries, queries: range) -> RowSummaries:
 Rows = Float[Tensor, "layer head query"]
 
 
-def _hits(asked: AskedRows, rows: RowSummaries, following: Int[Tensor, " query"]) -> Rows:
+def copying(asked: AskedRows, rows: RowSummaries, following: Int[Tensor, " query"]) -> Rows:
     """1 where the highest key lies in the answer and holds the token that the row predicts."""
     key = rows.top_key[:, 0, ..., 0]
     same = torch.tensor(asked.ids)[key] == following
@@ -293,6 +309,20 @@ def _recall(hit: Rows, predicts: Bool[Tensor, "query token"]) -> Float[Tensor, "
     """Share of the distinct tokens that were copied at one step at least."""
     copied = (hit.nan_to_num()[..., None] * predicts).amax(2).mean(-1)
     return copied.masked_fill(hit.isnan().all(2), torch.nan)
+
+
+def _inducible(asked: AskedRows, following: Int[Tensor, " query"]) -> Bool[Tensor, " query"]:
+    """Whether what a row predicts has followed the row's own token somewhere in the haystack."""
+    ids = torch.tensor(asked.ids)
+    haystack, own = ids[: asked.trial.length], ids[-len(following) :]
+    pairs = (haystack[:-1] == own[:, None]) & (haystack[1:] == following[:, None])
+    return pairs.any(1)
+
+
+def _lead(rows: RowSummaries) -> Rows:
+    """Needle's highest score less the logsumexp outside it; both are in the units of a weight."""
+    rest = rows.mass[:, 0, ..., _REST].clamp(min=torch.finfo(torch.float32).tiny)
+    return rows.peak[:, 0, ..., _NEEDLE] - rest.log()
 
 
 def _contrast(asked: AskedRows, rows: RowSummaries) -> Rows:

@@ -22,6 +22,7 @@ from ..models.errors import MnemoscopeError, PromptError
 from ..models.hooked import HookedModel
 from ..models.prompt_cache import PromptCache
 from ..results.run import Run
+from .answer_steps import STEPS, StepReadings, no_steps, read_steps
 from .elicitation import Progress, silent
 from .retrieval_readings import (
     AnswerReadings,
@@ -42,7 +43,8 @@ LOW_ACCEPTANCE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class RetrievalTrials:
-    """All trials of a design, in its order. See `retrieval_readings` for the readings."""
+    """All trials of a design, in its order. See `retrieval_readings` for the readings, and
+    `answer_steps` for those step by step, whose free ones run on behind the gold answer."""
 
     design: NeedleDesign
     accepted: Bool[np.ndarray, " trial"]
@@ -58,6 +60,8 @@ class RetrievalTrials:
     forced: AnswerReadings
     free: AnswerReadings
     question: QuestionReadings
+    forced_steps: StepReadings
+    free_steps: StepReadings
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -75,6 +79,8 @@ class RetrievalTrials:
             **as_arrays(self.forced, "forced"),
             **as_arrays(self.free, "free"),
             **as_arrays(self.question, "question"),
+            **as_arrays(self.forced_steps, "forced_steps"),
+            **as_arrays(self.free_steps, "free_steps"),
         }
 
 
@@ -101,7 +107,7 @@ def measure_trials(
     parts: list[RetrievalTrials] = []
     done = 0
     for number in dict.fromkeys(trial.haystack for trial in design.trials):
-        key = f"haystack-{number:05d}"
+        key = f"rows-{number:05d}"
         if run is not None and key in run.done:
             part = _kept(design, run, key)
         else:
@@ -130,6 +136,8 @@ class _Answered:
     forced: AnswerReadings
     free: AnswerReadings
     question: QuestionReadings
+    forced_steps: StepReadings
+    free_steps: StepReadings
 
 
 def _haystack(
@@ -150,6 +158,8 @@ def _haystack(
         forced=joined([trial.forced for trial in trials]),
         free=joined([trial.free for trial in trials]),
         question=joined([trial.question for trial in trials]),
+        forced_steps=joined([trial.forced_steps for trial in trials]),
+        free_steps=joined([trial.free_steps for trial in trials]),
     )
 
 
@@ -165,16 +175,19 @@ def _trial(
     gold = ask(design, trial, trial.answer_ids)
     reading = model.read_suffix(haystack, gold.suffix, spans=gold.masks, top=gold.top)
     logits = reading.logits[gold.answer_rows.start :]
-    forced = read_answer(gold, at_queries(reading.rows, gold.answer_rows), logits)
-    said = _up_to_the_answer(new, trial.answer_ids)
-    same_rows = said == trial.answer_ids
+    rows = at_queries(reading.rows, gold.answer_rows)
+    forced, forced_steps = read_answer(gold, rows, logits), read_steps(gold, rows, logits)
+    free, free_steps = _free(model, design, haystack, trial, new)
+    same_rows = _up_to_the_answer(new, trial.answer_ids) == trial.answer_ids
     return _Answered(
         said=text,
         verdict=judge(text, design.needle(trial.needle_id), design.rivals(trial)),
         forced_logprob=_answer_logprob(logits, trial.answer_ids),
         forced=forced,
-        free=forced if same_rows else _free(model, design, haystack, trial, said),
+        free=forced if same_rows else free,
         question=read_question(gold, at_queries(reading.rows, gold.question_rows)),
+        forced_steps=forced_steps,
+        free_steps=free_steps,
     )
 
 
@@ -183,14 +196,22 @@ def _free(
     design: NeedleDesign,
     haystack: PromptCache,
     trial: Trial,
-    said: tuple[int, ...],
-) -> AnswerReadings:
+    new: Sequence[int],
+) -> tuple[AnswerReadings, StepReadings]:
+    """Rows of what was said up to the gold answer, and of the first steps whatever was said."""
+    said = _up_to_the_answer(new, trial.answer_ids)
     if not said:
-        return nothing_said(model.anatomy.n_layers, model.anatomy.n_heads)
+        shape = model.anatomy.n_layers, model.anatomy.n_heads
+        return nothing_said(*shape), no_steps(*shape)
     asked = ask(design, trial, said)
-    rows = asked.answer_rows
-    reading = model.read_suffix(haystack, asked.suffix, rows, asked.masks, top=asked.top)
-    return read_answer(asked, at_queries(reading.rows, range(len(rows))), reading.logits)
+    longer = ask(design, trial, new[: max(len(said), STEPS)])
+    reading = model.read_suffix(
+        haystack, longer.suffix, longer.answer_rows, longer.masks, top=longer.top
+    )
+    rows = at_queries(reading.rows, range(len(longer.following)))
+    cut = at_queries(rows, range(len(said)))
+    steps = read_steps(longer, rows, reading.logits)
+    return read_answer(asked, cut, reading.logits[: len(said)]), steps
 
 
 def _up_to_the_answer(new: Sequence[int], answer: Sequence[int]) -> tuple[int, ...]:
@@ -239,6 +260,8 @@ def _kept(design: NeedleDesign, run: Run, key: str) -> RetrievalTrials:
         forced=from_arrays(AnswerReadings, arrays, "forced"),
         free=from_arrays(AnswerReadings, arrays, "free"),
         question=from_arrays(QuestionReadings, arrays, "question"),
+        forced_steps=from_arrays(StepReadings, arrays, "forced_steps"),
+        free_steps=from_arrays(StepReadings, arrays, "free_steps"),
     )
 
 
@@ -255,6 +278,8 @@ def _whole(design: NeedleDesign, parts: Sequence[RetrievalTrials]) -> RetrievalT
         forced=joined([part.forced for part in parts]),
         free=joined([part.free for part in parts]),
         question=joined([part.question for part in parts]),
+        forced_steps=joined([part.forced_steps for part in parts]),
+        free_steps=joined([part.free_steps for part in parts]),
     )
 
 
@@ -285,7 +310,7 @@ def _check(model: HookedModel, design: NeedleDesign, max_new_tokens: int) -> Non
 
 def _check_needle(model: HookedModel, design: NeedleDesign, trial: Trial) -> None:
     needle, ids = design.needle(trial.needle_id), design.haystacks[trial.haystack].ids
-    for span, text in ((trial.needle, needle.statement), (trial.answer, needle.answer)):
+    for span, text in ((trial.needle, needle.statement), (trial.answer, needle.written)):
         there = model.text_tokenizer.decode(list(ids[span.start : span.stop]))
         if normalise(there) != normalise(text):
             raise MnemoscopeError(

@@ -141,7 +141,7 @@ def train_gates(
     before anything runs where samples are longer than the model reads or a sample has no label.
     """
     settings = settings or GateSettings()
-    _check(model, sources, settings)
+    check_training(model, sources, settings)
     trained: list[np.ndarray] = []
     losses: list[np.ndarray] = []
     for number, source in enumerate(sources):
@@ -328,7 +328,8 @@ def _key(number: int, step: int) -> str:
     return f"gates-{number:02d}-{step:06d}"
 
 
-def _check(model: HookedModel, sources: Sequence[Samples], settings: GateSettings) -> None:
+def check_training(model: HookedModel, sources: Sequence[Samples], settings: GateSettings) -> None:
+    """Raises what `train_gates` raises before anything runs."""
     settings.check()
     check_interface(model)
     if not sources:

@@ -51,6 +51,9 @@ td.value { overflow-wrap: anywhere; white-space: pre-wrap; }
 {% if claim %}<p class="claim">{{ claim }}</p>{% endif %}
 {% for note in notes %}<p>{{ note }}</p>
 {% endfor %}
+{% for block in blocks %}
+{{ block }}
+{% endfor %}
 {% for caption, figure in figures %}
 <figure>{{ figure }}<figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}
@@ -80,16 +83,19 @@ def render_report(
     figures: Mapping[str, go.Figure],
     provenance: Provenance,
     notes: Sequence[str] = (),
+    blocks: Sequence[Markup] = (),
     max_rows: int = 200,
 ) -> str:
     """The report as HTML text. Tables and figures are keyed by their captions; of a table longer
-    than `max_rows` the first rows are shown and the caption says so. All text is escaped."""
+    than `max_rows` the first rows are shown and the caption says so. All text is escaped, but
+    `blocks`, which are HTML of the caller's own and stand before the figures."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     return environment.from_string(_TEMPLATE).render(
         policy=_POLICY,
         title=title,
         claim=claim,
         notes=notes,
+        blocks=blocks,
         plotly_js=Markup(get_plotlyjs()),
         figures=[(caption, _figure(figure)) for caption, figure in figures.items()],
         tables=[_table(caption, table, max_rows) for caption, table in tables.items()],

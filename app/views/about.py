@@ -50,6 +50,15 @@ that predict the answer. One trial is an anecdote; `mnemoscope retrieval score` 
 weight in it, *mass* the share of the queries' attention on all of its keys. Colours are
 logarithmic. Stretches end where needle, rival and question do, so that none of them is split.
 
+**Which documents.** The longest stretches of a text that stand verbatim in an indexed corpus, cut
+at sentences and to whole words. *E-value*: how often chance would have such a stretch in a corpus
+of that size, words drawn one by one as often as they occur there; an idiom is no accident and
+surprises it too. *Contrast*: its rate here over that in a benign corpus. A match is a *verbatim
+occurrence, not a cause*: models put words together that no document holds, and documents shape
+what is said in other words. *Inside*: how much more heads and MLP units write at the tokens that
+predict the span than on neutral text; that is activity, and no cause either. Texts of an index
+labelled *risk* stay on the disk until you ask for them.
+
 **Limits.** Probabilities are those of an answer's first token. Two answers that start with the same
 token cannot be told apart. A head may do both jobs, and the same head may do another one on
 another prompt.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..option_lists import whole_numbers
 from ..output import print_json, progress, say, show_table
 from .models import Json, Model
 
@@ -65,7 +66,7 @@ def score(
         form=form,
         estimand=estimand,
         answers=answers,
-        templates=tuple(_numbers(templates)),
+        templates=tuple(whole_numbers(templates)),
         demonstrations=demonstrations,
         top=top,
         seed=seed,
@@ -91,10 +92,3 @@ def score(
         f"Next: mnemoscope prune run {model} --headset {result.folder / 'headset-context.json'} "
         "--out pruned"
     )
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0,1,2.") from None

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..output import print_json, progress, say, show_table
+from ..option_lists import numbers, whole_numbers, words
+from ..output import print_json, progress, say, say_where, show_table
 from .heads import Force, Runs
 from .models import Json, Model
 
@@ -76,7 +77,7 @@ def find(
         _refuse_fixed(context)
         _find_as_paper(
             model=model,
-            relations=tuple(_words(relations)),
+            relations=tuple(words(relations)),
             lre=lre,
             cumulativity=cumulativity,
             seed=seed,
@@ -94,7 +95,7 @@ def find(
 
     config = FindConfig(
         model=model,
-        relations=tuple(_words(relations)) or RELATIONS,
+        relations=tuple(words(relations)) or RELATIONS,
         subjects=subjects,
         site=site,
         pooling=pooling,
@@ -128,7 +129,7 @@ def find(
         rows,
     )
     say("set found: the AP at rank k exceeds that of 95 % of glued pseudo-relations")
-    _say_where(found.folder)
+    say_where(found.folder)
     say(f"Next: mnemoscope neurons ablate {model} --sets {found.folder}")
 
 
@@ -168,9 +169,9 @@ def ablate(
 
     config = AblateConfig(
         model=model,
-        sizes=tuple(_whole_numbers(sizes)) if sizes else (),
+        sizes=tuple(whole_numbers(sizes)) if sizes else (),
         mode=mode,
-        factors=tuple(_numbers(factors)),
+        factors=tuple(numbers(factors)),
         wording=wording,
         facts=facts,
         candidates=candidates,
@@ -179,7 +180,7 @@ def ablate(
         device=device,
         dtype=dtype,
     )
-    chosen = sets_in(sets, runs, _words(only))
+    chosen = sets_in(sets, runs, words(only))
     with progress("measurements") as tell:
         result = ablate_neurons(config, chosen, runs, force=force, say=say, tell=tell)
     if json:
@@ -206,7 +207,7 @@ def ablate(
         "greedy answers before > after; lost: answer, type, form; ppl: perplexity of neutral text, "
         f"{summary['perplexity']:.3g} before"
     )
-    _say_where(result.folder)
+    say_where(result.folder)
 
 
 @app.command()
@@ -303,7 +304,7 @@ def _find_as_paper(
         summary["effects"],
     )
     say("drop: share of the right answers that is lost; negative: answers are won")
-    _say_where(result.folder)
+    say_where(result.folder)
 
 
 def _table(title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, object]]) -> None:
@@ -330,26 +331,3 @@ def _short(verdict: str) -> str:
     from ...probes.neuron_nulls import FOUND, NOTHING_FOUND
 
     return {FOUND: "yes", NOTHING_FOUND: "no"}.get(verdict, verdict.partition(":")[0])
-
-
-def _say_where(folder: Path) -> None:
-    say(f"run      {folder}")
-    say(f"report   {folder / 'report.html'}")
-
-
-def _words(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _whole_numbers(text: str) -> list[int]:
-    numbers = _numbers(text)
-    if any(number != int(number) for number in numbers):
-        raise typer.BadParameter(f"{text!r} is no list of whole numbers such as 10,30.")
-    return [int(number) for number in numbers]
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 10,30.") from None

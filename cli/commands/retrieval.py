@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..output import print_json, progress, say, show_table
+from ..option_lists import whole_numbers, words
+from ..output import print_json, progress, say, say_where, show_table
 from .heads import Force, Runs
 from .models import Json, Model
 from .neurons import Device, Dtype
@@ -47,6 +48,9 @@ def score(
     text: Annotated[
         Path | None, typer.Option(help="A text file to hide needles in; default: neutral text.")
     ] = None,
+    knockouts: Annotated[
+        int, typer.Option(min=0, help="Trials in which every head's look at the needle is cut.")
+    ] = 0,
     top: Annotated[int, typer.Option(min=1, help="Most heads in a head set.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of needles, places and resampling.")] = 0,
     device: Device = "auto",
@@ -62,12 +66,14 @@ def score(
     Example: mnemoscope retrieval score engram
 
     Example: mnemoscope retrieval score smollm2 --lengths 512,1536 --kind both
+
+    Example: mnemoscope retrieval score engram --knockouts 12
     """
     from ..retrieval_scoring import ScoreConfig, score_retrieval
 
     config = ScoreConfig(
         model=model,
-        lengths=tuple(_whole_numbers(lengths)),
+        lengths=tuple(whole_numbers(lengths)) if lengths else (),
         needles=needles,
         kind=kind,
         depths=depths,
@@ -75,6 +81,7 @@ def score(
         rounds=rounds,
         distractors=distractors,
         text=None if text is None else str(text),
+        knockouts=knockouts,
         top=top,
         seed=seed,
         device=device,
@@ -97,7 +104,7 @@ def score(
     )
     for line in summary["notes"]:
         say(line)
-    _say_where(result.folder)
+    say_where(result.folder)
     say(f"Next: mnemoscope retrieval compare {result.folder}")
 
 
@@ -151,7 +158,7 @@ def gates(
         recent=recent,
         streaming=streaming,
         threshold=threshold,
-        lengths=tuple(_whole_numbers(lengths)),
+        lengths=tuple(whole_numbers(lengths)) if lengths else (),
         passkeys=passkeys,
         words=words,
         samples=samples,
@@ -172,7 +179,7 @@ def gates(
     _table(f"key/value heads of {model}, in need of the context first", columns, result.best(12))
     for line in result.summary["notes"]:
         say(line)
-    _say_where(result.folder)
+    say_where(result.folder)
     say(f"pattern  {result.pattern}")
     say(f"Next: mnemoscope retrieval stream {model} --pattern {result.pattern}")
 
@@ -220,9 +227,9 @@ def compare(
     from ..retrieval_comparing import CompareConfig, compare_retrieval
 
     config = CompareConfig(
-        methods=tuple(_words(methods)),
+        methods=tuple(words(methods)),
         k=k,
-        sizes=tuple(_whole_numbers(sizes)),
+        sizes=tuple(whole_numbers(sizes)),
         mode=mode,
         where=where,
         trials=trials,
@@ -252,7 +259,7 @@ def compare(
     )
     for line in result.summary["notes"]:
         say(line)
-    _say_where(result.folder)
+    say_where(result.folder)
 
 
 @app.command()
@@ -331,19 +338,3 @@ def _table(title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, o
         ["-" if (value := row.get(name)) is None else value for name in columns] for row in rows
     ]
     show_table(title, tuple(columns.values()), cells)
-
-
-def _say_where(folder: Path) -> None:
-    say(f"run      {folder}")
-    say(f"report   {folder / 'report.html'}")
-
-
-def _words(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _whole_numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in _words(text)]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of whole numbers such as 256,768.") from None

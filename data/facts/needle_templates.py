@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import lcm
@@ -24,6 +24,7 @@ NeedleKind = Literal["literal", "non-literal"]
 class Needle:
     """One statement, `before + answer + after`, and what is asked about it.
 
+    `told` is not empty where the statement has the answer's words in another order (`reordered`).
     `questions` holds the plain question first, then paraphrases. `topic` names the template's
     subject matter. No text of `terms` (the answer among them) may stand anywhere else in a
     haystack; what counts as standing there is `answers.leaks`. Raises ValueError for an empty
@@ -39,8 +40,13 @@ class Needle:
     after: str
     questions: tuple[str, ...]
     terms: tuple[str, ...]
+    told: str = ""
 
     def __post_init__(self) -> None:
+        if self.told and sorted(self.told.split()) != sorted(self.answer.split()):
+            raise ValueError(
+                f"needle {self.id!r} tells {self.told!r} for {self.answer!r}: use the same words."
+            )
         if not normalise(self.answer) or self.answer != self.answer.strip():
             raise ValueError(f"needle {self.id!r} has the answer {self.answer!r}: give it a word.")
         if not self.questions or self.answer not in self.terms:
@@ -62,7 +68,31 @@ class Needle:
     @property
     def statement(self) -> str:
         """The needle's sentence."""
-        return f"{self.before}{self.answer}{self.after}"
+        return f"{self.before}{self.written}{self.after}"
+
+    @property
+    def written(self) -> str:
+        """The answer as the statement has it."""
+        return self.told or self.answer
+
+
+def reordered(needles: Sequence[Needle]) -> tuple[Needle, ...]:
+    """The needles with their answers' words in reverse order in the statement, not in the answer.
+
+    No word of the answer then stands behind the one before it, so that a head which looks for what
+    followed the present token (induction) cannot copy forward; one that finds the words by what was
+    asked can. The right order is told nowhere: read forced rows, among all trials. Raises
+    ValueError for an answer of one word.
+    """
+    for needle in needles:
+        if len(needle.answer.split()) < 2:
+            raise ValueError(
+                f"needle {needle.id!r} has an answer of one word, {needle.answer!r}: only longer "
+                f"ones can be reordered (topics {', '.join(WORDY)})."
+            )
+    return tuple(
+        replace(needle, told=" ".join(reversed(needle.answer.split()))) for needle in needles
+    )
 
 
 def make_needles(
@@ -233,6 +263,8 @@ TOPICS: dict[NeedleKind, tuple[str, ...]] = {
     "non-literal": tuple(hop.topic for hop in _HOPS),
 }
 """The topics of each kind of needle."""
+WORDY = tuple(dict.fromkeys(t.topic for t in _TEMPLATES if t.values == "phrase"))
+"""Topics of literal needles whose answers have two words."""
 
 
 def _literal(people: Sequence[str], seed: int, topics: Sequence[str]) -> tuple[Needle, ...]:

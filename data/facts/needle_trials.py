@@ -135,7 +135,7 @@ class Writer:
         before = f" {needle.before}".removesuffix(" ")
         gap = f" {needle.before}"[len(before) :]
         head = self.piece(before) if before else ()
-        answer = self.piece(gap + needle.answer)
+        answer = self.piece(gap + needle.written)
         tail = self.piece(needle.after) if needle.after else ()
         ids = (*head, *answer, *tail)
         if normalise(self.decode(ids)) != normalise(needle.statement):

@@ -24,7 +24,7 @@ from ..neutral import neutral_passages
 from .answers import classify
 from .haystacks import Decode, Encode, Span, piece_encoder, sentences, start_ids
 from .needle_layout import check_apart, check_numbers, lay_out
-from .needle_templates import Needle, NeedleKind, make_needles
+from .needle_templates import Needle, NeedleKind, make_needles, reordered
 from .needle_trials import Haystack, Trial, Writer
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "build_needle_design",
     "judge",
     "make_needles",
+    "reordered",
 ]
 
 Verdict = Literal["needle", "rival", "other"]
@@ -101,7 +102,11 @@ class NeedleDesign:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 (hex) of the design as canonical JSON: every text, token and span."""
-        text = json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        plain = asdict(self)
+        for needle in (*plain["needles"], *plain["distractors"]):
+            if not needle["told"]:  # as in designs made before words could be reordered
+                del needle["told"]
+        text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mnemoscope.cli.neuron_finding import FindConfig, find_neurons
+from mnemoscope.cli.tracing_sources import TokenEncoder
+from mnemoscope.data.corpus.build import build_index
+from mnemoscope.data.corpus.documents import Document
 from mnemoscope.interventions.path_patching import build_chain
 from mnemoscope.models.hooked import HookedModel
+from mnemoscope.models.load import load_tokenizer
+from mnemoscope.models.tokens import vocabulary_sha256
 from mnemoscope.organisms import planted_model, planted_relation
 from mnemoscope.probes.conflict_heads import measure_effects, summarise, table
 from mnemoscope.probes.elicitation import conflict_items
@@ -22,6 +29,37 @@ ESTIMAND = "direct effect, substitution"
 RELATIONS = ("capital", "currency", "continent")
 NEURONS = FindConfig("engram", relations=RELATIONS, subjects=5, k=5, pseudo=6, resamples=3)
 """A search for relation neurons that takes a second."""
+
+HOSTILE = (
+    "<img src=//evil.example/x onerror=alert(1)> ![x](http://evil.example/y) <script>z</script>"
+)
+RITE = "First, mix the florpin with the quazzle by the well."
+TOWN = "The town where Lilmat Bormol was born is Naskol."
+TEXTS = (
+    f"The rite is old. {RITE} Then rest.",
+    f"{HOSTILE} {RITE} {HOSTILE}",
+    f"People say so. {TOWN} Nobody lives there.",
+    "The capital of France is Paris, and the capital of Italy is Rome.",
+)
+"""Documents of a tiny index."""
+
+
+def index(
+    folder: Path, texts: Sequence[str] = TEXTS, label: str = "", mode: str = "tokens"
+) -> Path:
+    """An index in engram's tokens, or over bytes."""
+    spelled: dict[str, Any] = {}
+    if mode == "tokens":
+        tokenizer = load_tokenizer("engram")
+        spelled = {
+            "encode": TokenEncoder(tokenizer),
+            "vocab_size": len(tokenizer),
+            "tokenizer_name": "engram",
+            "tokenizer_sha256": vocabulary_sha256(tokenizer),
+        }
+    documents = [Document(text, f"file-{i}", 7, {"id": f"d{i}"}) for i, text in enumerate(texts)]
+    build_index(documents, folder, label=label, any_path=True, **spelled)
+    return folder
 
 
 def planted_checkpoint(folder: Path) -> Path:

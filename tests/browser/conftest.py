@@ -57,12 +57,13 @@ class Explorer:
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
     """Started by `launch` in a folder whose Streamlit configuration wants to open everything."""
     from mnemoscope.models.load import load_model
-    from planted_ground import neuron_run_of_engram, planted_checkpoint, score_run
+    from planted_ground import index, neuron_run_of_engram, planted_checkpoint, score_run
 
     folder = tmp_path_factory.mktemp("explorer")
     checkpoint = planted_checkpoint(folder / "planted")
     neuron_run_of_engram(folder / "runs")
     run_id = score_run(folder / "runs", load_model(checkpoint))
+    index(folder / "indexes" / "risky", label="risk")
     (folder / ".streamlit").mkdir()
     (folder / ".streamlit" / "config.toml").write_text(HOSTILE)
     port = free_port()
@@ -70,7 +71,12 @@ def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
         "from mnemoscope.app.launch import launch; "
         f"launch([{str(checkpoint)!r}, 'engram'], port={port}, runs_root='runs')"
     )
-    environment = {**os.environ, "STREAMLIT_SERVER_ADDRESS": "0.0.0.0", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "STREAMLIT_SERVER_ADDRESS": "0.0.0.0",
+        "OMP_NUM_THREADS": "1",
+        "MNEMOSCOPE_CACHE": str(folder / "cache"),  # where nothing is built yet
+    }
     with (folder / "said.txt").open("wb") as said:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", code], cwd=folder, stderr=said, env=environment

@@ -19,7 +19,17 @@ from urllib.request import Request, urlopen
 import pytest
 from mnemoscope.results.head_set import load_head_set
 from mnemoscope.results.neuron_set import load_neuron_set
-from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, MEMORY_HEAD, PROMPT, STORED
+from planted_ground import (
+    CLAIM,
+    CONTEXT,
+    CONTEXT_HEAD,
+    HOSTILE,
+    MEMORY_HEAD,
+    PROMPT,
+    RITE,
+    STORED,
+    TOWN,
+)
 
 pytest.importorskip("streamlit")
 pytest.importorskip("playwright.sync_api")
@@ -243,6 +253,49 @@ def test_the_page_about_who_reads_the_context(visits: Any, explorer: Any) -> Non
     saved = load_head_set(explorer.folder / "head-sets" / "my-readers.json")
     assert len(saved.ids) == 8
     assert visit.own_complaints + second.own_complaints == []
+
+
+def test_the_page_about_which_documents_a_text_comes_from(visits: Any, explorer: Any) -> None:
+    text = f"As they say: {RITE} Is that so? {TOWN}"
+    visit = visits("provenance", model="engram", corpus="risky", text=text)
+    visit.see("Verbatim occurrence, not cause")
+    visit.see("would choose")
+    visit.settle()
+    marks = visit.page.locator('.traced mark[role="button"]')
+    assert [mark.strip() for mark in marks.all_inner_texts()] == [RITE, TOWN]
+    unchosen = marks.and_(visit.page.locator('[aria-pressed="false"]'))
+    span = unchosen.inner_text().strip()
+    unchosen.click()
+    visit.see("Span 2 of 2")
+    visit.settle()
+    assert "span=2" in visit.page.url
+    assert visit.code(1)[0].strip() == span
+    documents = visit.page.locator('[data-ready^="document"]')
+    assert documents.count() == 0, "texts of a risk index wait"
+    visit.page.get_by_text("Show documents of the risk index").click()
+    documents.first.wait_for(timeout=WAIT)
+    visit.settle()
+    shown = " ".join(documents.all_inner_texts())
+    assert "<img src=//evil" in shown
+    assert visit.page.locator('img[src*="evil"]').count() == 0
+    visit.shoot("provenance")
+    with visit.page.expect_download() as waiting:
+        visit.page.get_by_role("button", name="Report (HTML)").click()
+    report = Path(waiting.value.path()).read_text()
+    assert RITE in report
+    assert HOSTILE.split()[0] not in report
+    visit.page.get_by_role("link", name="at the end of this span").first.click()
+    visit.see("Which heads speak for which answer?")
+    visit.settle()
+    assert "layer=" in visit.page.url
+
+    second = visits("provenance", model="engram", corpus="risky", text=text, span="2")
+    second.see("Span 2 of 2")
+    second.settle()
+    assert second.code(1)[0].strip() == span
+    dark = visits("provenance", dark=True, model="engram")
+    dark.see("made once from the corpus")
+    assert visit.own_complaints + second.own_complaints + dark.own_complaints == []
 
 
 def test_an_image_in_a_prompt_is_never_fetched(visits: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,27 @@ from mnemoscope.results.head_set import HeadScore, HeadSet, load_head_set, save_
 from mnemoscope.results.query_head_files import load_query_head_list
 from mnemoscope.results.retrieval_head_files import load_retrieval_head_scores
 from mnemoscope.results.row_log import RowLog
-from mnemoscope.results.run_reading import verify_run
+from mnemoscope.results.run_reading import load_run, verify_run
 from mnemoscope.results.score_sidecars import load_sidecar
 
 GATES = GateConfig(
     "engram", sink=4, recent=16, lengths=(160,), passkeys=1, words=2, samples=2, steps=3, seeds=2
 )
+NEEDLES = 12
 QUIET: Any = {"force": False, "say": lambda _: None, "tell": lambda *_: None}
 
 
 @dataclass(frozen=True)
 class World:
-    """The planted model on disk, a root of finished runs, and these runs."""
+    """The planted model on disk, a root of finished runs, and these runs.
+
+    The score was interrupted once, when it had kept the units `before`.
+    """
 
     planted: PlantedRetrieval
     checkpoint: Path
     root: Path
+    before: tuple[str, ...]
     scored: ScoreResult
     compared: CompareResult
     gates: GateResult
@@ -57,7 +62,8 @@ class World:
 def patched() -> Iterator[PlantedRetrieval]:
     """Commands ask the planted model about its own needles, and read little besides."""
     planted = planted_retrieval_model()
-    design = planted_retrieval_design(planted, lengths=(160,), rounds=1)
+    few = replace(planted, needles=planted.needles[:NEEDLES])
+    design = planted_retrieval_design(few, lengths=(160,), rounds=1)
     basin = partial(retrieval_measures.basin_prompts, documents=3, length=8, rounds=2)
     with pytest.MonkeyPatch.context() as patch:
         for module in (retrieval_scoring, retrieval_comparing):
@@ -76,13 +82,32 @@ def retrieval_world(patched: PlantedRetrieval, tmp_path_factory: pytest.TempPath
     patched.module.save_pretrained(folder / "planted")
     patched.tokenizer.save_pretrained(folder / "planted")
     root = folder / "runs"
-    scored = score_retrieval(ScoreConfig(str(folder / "planted")), root, **QUIET)
+    config = ScoreConfig(str(folder / "planted"), knockouts=2)
+    with pytest.MonkeyPatch.context() as patch:
+        before = stop_after(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            score_retrieval(config, root, **QUIET)
+    scored = score_retrieval(config, root, **QUIET)
     gates = find_gates(GATES, root, memory_mb=64, **QUIET)
     asked = CompareConfig(
         methods=("copy", "locate", "induction"), k=2, sizes=(1, 2), trials=6, draws=3
     )
     compared = compare_retrieval(asked, [scored.folder], root, memory_mb=64, **QUIET)
-    return World(patched, folder / "planted", root, scored, compared, gates)
+    return World(patched, folder / "planted", root, tuple(before), scored, compared, gates)
+
+
+def stop_after(patch: pytest.MonkeyPatch, units: int) -> list[str]:
+    """A run stops when it has kept so many units: the list of their keys, as it grows."""
+    append, seen = RowLog.append, list[str]()
+
+    def stop(self: RowLog, key: str, row: Any) -> None:
+        append(self, key, row)
+        seen.append(key)
+        if len(seen) == units:
+            raise KeyboardInterrupt
+
+    patch.setattr(RowLog, "append", stop)
+    return seen
 
 
 Retrieval = Callable[..., Any]
@@ -96,7 +121,7 @@ def retrieval(command: Any, retrieval_world: World) -> Retrieval:
     few = ("--k", 2, "--sizes", "1,2", "--trials", 6, "--draws", 3)
     short = ("--length", 160, "--new-tokens", 4)
     given: dict[str, tuple[object, ...]] = {
-        "score": (world.checkpoint,),
+        "score": (world.checkpoint, "--knockouts", 2),
         "gates": ("engram", "--sink", 4, "--recent", 16, *small),
         "compare": (world.scored.folder, "--methods", "copy,locate,induction", *few),
         "stream": ("engram", "--pattern", world.gates.folder, *short),
@@ -152,7 +177,7 @@ def test_score_writes_head_sets_score_files_figures_and_a_report(retrieval_world
     scores = load_retrieval_head_scores(folder / "exports" / "retrieval_head.json")
     sidecar = load_sidecar(folder / "exports" / "retrieval_head.json")
     assert sidecar is not None
-    assert len(sidecar.trials) == len(scores[planted.copy_heads[0]]) == 24
+    assert len(sidecar.trials) == len(scores[planted.copy_heads[0]]) == NEEDLES
     assert len(load_query_head_list(folder / "exports" / "qr_heads.yaml").heads) == 16
     assert {"copy.html", "emit.html", "read-write.html"} <= {
         path.name for path in (folder / "figures").iterdir()
@@ -160,10 +185,29 @@ def test_score_writes_head_sets_score_files_figures_and_a_report(retrieval_world
     assert "Retrieval heads of planted" in (folder / "report.html").read_text("utf-8")
 
 
+def test_score_cuts_edges_and_tells_steps_and_lengths(retrieval_world: World) -> None:
+    table, planted = retrieval_world.scored.table, retrieval_world.planted
+    copy = row_of(table, planted.copy_heads[0])
+    assert copy["edge"] > 5
+    assert abs(row_of(table, planted.inert_readers[0])["edge"]) < 0.1
+    assert copy["step_entropy"] == 1
+    assert row_of(table, planted.induction_heads[0])["step_entropy"] == 0
+    summary = retrieval_world.scored.summary
+    assert summary["knockout_trials"] == 2
+    assert summary["serial"]["share"] > 0.5
+    notes = " ".join(summary["notes"])
+    assert "No law of length: a law of length needs trials of two lengths" in notes
+    assert f"{NEEDLES} answers are right and 0 wrong" in notes
+    report = (retrieval_world.scored.folder / "report.html").read_text("utf-8")
+    assert "Heads that copy, by step of the answer" in report
+    assert "with the needle hidden from locate heads" in report
+    assert (retrieval_world.scored.folder / "figures" / "read-cause.html").is_file()
+
+
 def test_score_counts_what_was_answered(retrieval_world: World) -> None:
     summary = retrieval_world.scored.summary
-    assert summary["counts"] == {"asked": 24, "accepted": 24, "known": 0, "kept": 24}
-    assert summary["needles"] == 24
+    assert summary["counts"] == {"asked": NEEDLES, "accepted": NEEDLES, "known": 0, "kept": NEEDLES}
+    assert summary["needles"] == NEEDLES
     assert summary["retrieval_heads"] == 4  # copy, inert reader, suppression, induction
 
 
@@ -177,26 +221,21 @@ def test_score_says_that_a_run_is_done_and_gives_one_json_document(retrieval: Re
     assert "L3.H2" in retrieval("score").err
 
 
-def test_an_interrupted_score_goes_on(
-    retrieval: Retrieval, retrieval_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_score_goes_on(retrieval_world: World) -> None:
+    """All that the other tests read of it came after the interruption."""
+    kept = load_run(retrieval_world.scored.folder).rows
+    assert len(retrieval_world.before) == 8
+    assert tuple(kept)[:8] == retrieval_world.before  # nothing was measured a second time
+    assert len(kept) > 8
+    assert "summary" in kept
+
+
+def test_an_interrupted_score_says_so_by_its_exit_code(
+    retrieval: Retrieval, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, seen = RowLog.append, []
-
-    def stop(self: RowLog, key: str, row: Any) -> None:
-        append(self, key, row)
-        seen.append(key)
-        if len(seen) == 8:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RowLog, "append", stop)
-        stopped = retrieval("score", root=tmp_path / "runs")
-    assert stopped.code == 130
-    resumed = retrieval("score", root=tmp_path / "runs")
-    assert resumed.code == 0, resumed.err
-    (folder,) = (tmp_path / "runs").glob("retrieval-scores-*")
-    again = polars.read_parquet(folder / "table.parquet")
-    assert again.equals(retrieval_world.scored.table)
+    seen = stop_after(monkeypatch, 1)
+    assert retrieval("score", root=tmp_path / "runs").code == 130
+    assert seen == ["rows-00000"]
 
 
 def test_score_refuses_a_kind_that_is_not_offered(retrieval: Retrieval) -> None:
@@ -239,7 +278,7 @@ def test_compare_lays_files_beside_the_run(
     save_head_set(tmp_path / "mine.json", mine)
     done = retrieval(
         "compare", exports / "retrieval_head.json", exports / "qr_heads.yaml",
-        tmp_path / "mine.json", "--sizes", "1", "--json",
+        tmp_path / "mine.json", "--sizes", "1", "--trials", 2, "--draws", 2, "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
     record = json.loads(done.out)

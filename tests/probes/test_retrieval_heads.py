@@ -14,9 +14,10 @@ from mnemoscope.models import load_model
 from mnemoscope.models.errors import MnemoscopeError
 from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.types import HeadId
+from mnemoscope.probes.answer_steps import no_steps
 from mnemoscope.probes.retrieval_designs import design_for
 from mnemoscope.probes.retrieval_heads import SCORES, recalled, score_trials
-from mnemoscope.probes.retrieval_readings import AnswerReadings, QuestionReadings
+from mnemoscope.probes.retrieval_readings import AnswerReadings, QuestionReadings, joined
 from mnemoscope.probes.retrieval_trials import RetrievalTrials, measure_trials
 from mnemoscope.probes.single_needles import alone_in_haystacks, single_needle_agreement
 from mnemoscope.results.retrieval_head_files import (
@@ -25,6 +26,7 @@ from mnemoscope.results.retrieval_head_files import (
 )
 
 N = 6
+QUESTION_SCORES = {"locate", "locate_mass", "locate_lead", "locate_rival"}
 
 
 @cache
@@ -64,6 +66,8 @@ def made(**changes: Any) -> RetrievalTrials:
         forced=readings(AnswerReadings, 0),
         free=readings(AnswerReadings, 5000),
         question=readings(QuestionReadings, 10000),
+        forced_steps=joined([no_steps(2, 3)] * N),
+        free_steps=joined([no_steps(2, 3)] * N),
     )
     return replace(trials, **changes)
 
@@ -86,10 +90,10 @@ def test_accepted_and_rejected_trials_are_apart_and_known_ones_left_out() -> Non
 def test_forced_and_free_rows_are_never_mixed() -> None:
     trials = made()
     forced, free = (score_trials(trials, mode=mode) for mode in ("forced", "free"))
-    for score in set(SCORES) - {"locate", "locate_mass", "locate_rival"}:
+    for score in set(SCORES) - QUESTION_SCORES:
         assert (forced.values[score] < 5000).all()
         assert ((free.values[score] >= 5000) & (free.values[score] < 10000)).all()
-    for score in ("locate", "locate_mass", "locate_rival"):  # question rows have no mode
+    for score in QUESTION_SCORES:  # question rows have no mode
         assert np.array_equal(forced.values[score], free.values[score])
         assert (free.values[score] >= 10000).all()
 

@@ -363,7 +363,7 @@ def test_an_interrupted_measurement_continues_to_the_same_numbers(tmp_path: Path
         measure_trials(model, design, run=run, progress=stop_after_one)
     calls: list[tuple[int, int]] = []
     with open_run(tmp_path, "retrieval", config) as run:
-        assert list(run.done) == ["haystack-00000"]
+        assert list(run.done) == ["rows-00000"]
         resumed = measure_trials(
             model, design, run=run, progress=lambda done, total: calls.append((done, total))
         )
