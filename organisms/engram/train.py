@@ -99,7 +99,22 @@ def train(folder: Path, settings: Settings, *, device: str = "cpu") -> Path:
     corpus = build_corpus(settings.seed, scale=settings.corpus_scale)
     open_training(folder, asdict(settings))
     tokenizer = train_tokenizer((d.text for d in corpus.documents), settings.vocab_size)
-    updates = _updates(_batches(corpus.documents, tokenizer, settings))
+    return train_documents(folder, corpus.documents, tokenizer, settings, device=device)
+
+
+def train_documents(
+    folder: Path,
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    settings: Settings,
+    *,
+    device: str = "cpu",
+) -> Path:
+    """Train on given documents into a folder that `open_training` opened; `train` goes on here.
+
+    Returns the folder of the checkpoint.
+    """
+    updates = _updates(_batches(documents, tokenizer, settings))
     training = _begin(settings, device)
     done = restore(folder, training)
     with (folder / "loss.jsonl").open("a") as curve:
@@ -110,6 +125,8 @@ def train(folder: Path, settings: Settings, *, device: str = "cpu") -> Path:
             if update.step % _SAVE_EVERY == 0:
                 curve.flush()
                 save_state(folder, training, update.step)
+            done = update.step
+    save_state(folder, training, done)
     save_checkpoint(folder / "model", training.model, tokenizer)
     return folder / "model"
 
