@@ -15,8 +15,8 @@ from ..data.corpus.span_scores import (
     CorpusContrast,
     RiskRule,
     Significance,
+    null_surprisals,
     significance_threshold,
-    smoothed_surprisals,
 )
 from ..interventions.provenance_decoding import Generate, GuardedText, guarded, until
 from ..interventions.trace_shield import ShieldReport, TraceShield
@@ -117,7 +117,7 @@ def _rule(config: GuardConfig, opened: OpenIndex) -> tuple[str, RiskRule]:
         limit = CONTRAST if config.threshold is None else config.threshold
         score = CorpusContrast(opened.index.n_tokens, benign)
         return "contrast with the benign corpus", RiskRule(score, limit, length, count)
-    surprisals = smoothed_surprisals(opened.index.unigram_counts)
+    surprisals = null_surprisals(opened.index.unigram_counts)
     chance = significance_threshold(config.new_tokens, ALPHA)
     limit = chance if config.threshold is None else config.threshold
     significance = Significance(surprisals, opened.index.n_tokens)

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ..models.errors import MnemoscopeError
+from ..results.logistic import fit_logistic, logistic_probability
 from ..results.storage import write_new
 from .sentence_embeddings import Embed
 
@@ -102,7 +102,8 @@ class ProbeConflict:
                 "coordinates: train it on the embedding model that it is used with."
             )
         rows = [
-            _logistic(_features(np.tile(u, (len(right), 1)), right, self.weights)) for u in left
+            logistic_probability(_design(np.tile(u, (len(right), 1)), right), self.weights)
+            for u in left
         ]
         return np.array(rows).reshape(len(policies), len(texts))
 
@@ -176,15 +177,7 @@ def train_probe(
             "a probe is trained on pairs: one policy, text and label each, of both labels."
         )
     left, right = embed(policies), embed(texts)
-    design = _design(left, right)
-
-    def loss(w: Float[np.ndarray, " f"]) -> tuple[float, Float[np.ndarray, " f"]]:
-        logits, kept = design @ w, np.append(w[:-1], 0.0)
-        value = np.logaddexp(0.0, logits).sum() - labels @ logits + ridge / 2 * kept @ kept
-        return float(value), design.T @ (_logistic(logits) - labels) + ridge * kept
-
-    found = minimize(loss, np.zeros(design.shape[1]), jac=True, method="L-BFGS-B")
-    return ProbeConflict(embed, found.x)
+    return ProbeConflict(embed, fit_logistic(_design(left, right), labels > 0, ridge=ridge))
 
 
 def save_probe(probe: ProbeConflict, path: str | Path, *, force: bool = False) -> None:
@@ -237,15 +230,4 @@ def sentence_around(text: str, start: int, stop: int) -> str:
 def _design(
     left: Float[np.ndarray, "n d"], right: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, "n f"]:
-    ones = np.ones((len(left), 1))
-    return np.concatenate([left, right, np.abs(left - right), left * right, ones], axis=1)
-
-
-def _features(
-    left: Float[np.ndarray, "n d"], right: Float[np.ndarray, "n d"], w: Float[np.ndarray, " f"]
-) -> Float[np.ndarray, " n"]:
-    return _design(left, right) @ w
-
-
-def _logistic(logits: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    return 1 / (1 + np.exp(-logits))
+    return np.concatenate([left, right, np.abs(left - right), left * right], axis=1)

@@ -21,7 +21,7 @@ import numpy as np
 import polars
 from jaxtyping import Float, Int64
 
-from ..data.corpus.span_scores import log_e_value, token_surprisals
+from ..data.corpus.span_scores import log_e_value, null_surprisals, token_surprisals
 from ..data.corpus.suffix_index import Ids, SuffixIndex, as_ids
 from ..models.hooked import HookedModel
 from ..results.statistics import benjamini_hochberg
@@ -59,18 +59,6 @@ def significances(
     p = np.exp(np.minimum(log_e, 0.0))
     padded = np.append(p, np.ones(max(1, n_tests - len(p))))
     return Significances(log_e, p, benjamini_hochberg(padded)[: len(p)], n_tests)
-
-
-def null_surprisals(counts: Int64[np.ndarray, " vocab"]) -> Float[np.ndarray, " vocab"]:
-    """Surprisals in nats of a corpus's own shares; an id that it never shows counts half.
-
-    Smoothing that adds to every id would take from those that are there, and where a vocabulary is
-    large and a corpus small (risk corpora are) chance matches would pass for significant.
-    Raises `ValueError` for an empty corpus.
-    """
-    if not counts.any():
-        raise ValueError("the corpus counts no tokens at all: index some text first.")
-    return np.log(counts.sum()) - np.log(np.maximum(counts, 0.5))
 
 
 def unigram_background(index: SuffixIndex) -> Background:

@@ -160,6 +160,16 @@ def smoothed_surprisals(
     return np.log(padded.sum()) - np.log(padded)
 
 
+def null_surprisals(counts: Int[np.ndarray, " vocab"]) -> Float[np.ndarray, " vocab"]:
+    """Surprisals in nats of a corpus's own shares; an id that it never shows counts half.
+
+    What `Significance` wants. Smoothing that adds to every id takes from those that are there, and
+    where a vocabulary is large and a corpus small (risk corpora are) chance matches would pass for
+    significant. Raises `ValueError` for an empty corpus.
+    """
+    return np.log(_checked(counts).sum()) - np.log(np.maximum(counts, 0.5))
+
+
 def token_surprisals(ids: Ids, surprisals: Float[np.ndarray, " vocab"]) -> Float[np.ndarray, " n"]:
     """The surprisal of each token. Raises `ValueError` for an id outside the vocabulary."""
     at = np.asarray(ids, dtype=np.int64)

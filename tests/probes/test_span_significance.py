@@ -7,12 +7,12 @@ import pytest
 import torch
 from corpus_truth import index_of
 from families import tiny
+from mnemoscope.data.corpus.span_scores import null_surprisals
 from mnemoscope.models import wrap
 from mnemoscope.probes.span_significance import (
     chance_collisions,
     model_background,
     ngram_background,
-    null_surprisals,
     significances,
     unigram_background,
 )
