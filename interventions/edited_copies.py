@@ -72,15 +72,16 @@ def start_copy(
     """
     same = min((part.offset for change in changes for part in change.edit.ranges), default=None)
     start = threads.submit(_sha256, hashlib.sha256(), source, 0, same)
+    old = _hash_rest(threads, start, source, same)  # while the system copies
     _copy_bytes(source, target)
     with target.open("r+b") as file:
         _edit(file, changes, kept, source)
+    new = _hash_rest(threads, start, target, same)
     synced = threads.submit(sync_file, target)
-    hashes = _both_ends(threads, start, source, target, same)
 
     def finished() -> Hashes:
         synced.result()
-        return hashes()
+        return old.result().hexdigest(), new.result().hexdigest()
 
     return finished
 
@@ -102,8 +103,9 @@ def compare_edited(
         size = os.fstat(old.fileno()).st_size
         if size != os.fstat(new.fileno()).st_size:
             raise CheckpointError(f"{target.name} has another length than its source.")
-        nothing = threads.submit(hashlib.sha256)
-        hashes = _both_ends(threads, nothing, source, target, 0)
+        hashes = [
+            threads.submit(_sha256, hashlib.sha256(), path, 0, None) for path in (source, target)
+        ]
         for start, stop in _untouched(size, changes):
             if _read(old, start, stop, source) != _read(new, start, stop, target):
                 raise CheckpointError(f"{target.name} differs from its source outside the heads.")
@@ -112,7 +114,8 @@ def compare_edited(
                 before = _rows(_read(old, start, stop, source), change.edit)
                 after = _rows(_read(new, start, stop, target), change.edit)
                 differing += _check_change(before, after, first, change, target.name)
-        return *hashes(), differing
+        before_sha, after_sha = (one.result().hexdigest() for one in hashes)
+        return before_sha, after_sha, differing
 
 
 def share_or_copy(source: Path, target: Path) -> Literal["reflinked", "linked", "copied"]:
@@ -188,23 +191,14 @@ def _rows(data: bytes, edit: TensorEdit) -> Rows:
     return np.frombuffer(data, np.uint8).reshape(-1, edit.tensor.n_bytes // edit.tensor.shape[0])
 
 
-def _both_ends(
-    threads: ThreadPoolExecutor,
-    start: Future[_Hash],
-    source: Path,
-    target: Path,
-    same: int | None,
-) -> Callable[[], Hashes]:
-    """Hash what follows the common `start` of both files; None: there is nothing else."""
+def _hash_rest(
+    threads: ThreadPoolExecutor, start: Future[_Hash], path: Path, same: int | None
+) -> Future[_Hash]:
+    """Go on from the hash of the common `start` to the end of a file; None: there is no more."""
     if same is None:
-        return lambda: (start.result().hexdigest(), start.result().hexdigest())
-
-    def rest(path: Path) -> _Hash:
-        # `start` was submitted earlier, so a worker has it before this one waits for it
-        return _sha256(start.result().copy(), path, same, None)
-
-    old, new = threads.submit(rest, source), threads.submit(rest, target)
-    return lambda: (old.result().hexdigest(), new.result().hexdigest())
+        return start
+    # `start` was submitted earlier, so a worker has it before this one waits for it
+    return threads.submit(lambda: _sha256(start.result().copy(), path, same, None))
 
 
 def _sha256(digest: _Hash, path: Path, start: int, stop: int | None) -> _Hash:
