@@ -269,7 +269,8 @@ def test_the_page_about_which_documents_a_text_comes_from(visits: Any, explorer:
     visit.see("Span 2 of 2")
     visit.settle()
     assert "span=2" in visit.page.url
-    assert visit.code(1)[0].strip() == span
+    visit.page.locator("code", has_text=span).first.wait_for(timeout=WAIT)
+    assert visit.code(2)[0].strip() == span
     documents = visit.page.locator('[data-ready^="document"]')
     assert documents.count() == 0, "texts of a risk index wait"
     visit.page.get_by_text("Show documents of the risk index").click()
@@ -292,7 +293,8 @@ def test_the_page_about_which_documents_a_text_comes_from(visits: Any, explorer:
     second = visits("provenance", model="engram", corpus="risky", text=text, span="2")
     second.see("Span 2 of 2")
     second.settle()
-    assert second.code(1)[0].strip() == span
+    second.page.locator("code", has_text=span).first.wait_for(timeout=WAIT)
+    assert second.code(2)[0].strip() == span
     dark = visits("provenance", dark=True, model="engram")
     dark.see("made once from the corpus")
     assert visit.own_complaints + second.own_complaints + dark.own_complaints == []
