@@ -104,17 +104,7 @@ def grid_caption(grid: Grid) -> str:
 def show_pattern(scene: Scene) -> None:
     """The chosen head: whom it shares keys with, where END looks, the whole pattern."""
     anatomy = scene.loaded.model.anatomy
-    sizes = (("layer", anatomy.n_layers), ("head", anatomy.n_heads))
-    for place, (name, count) in zip(st.columns(2), sizes, strict=True):
-        place.number_input(
-            name.capitalize(),
-            0,
-            count - 1,
-            None,  # so that 0 is written into the address too
-            key=name,
-            bind="query-params",
-            on_change=selection.on_head_typed,
-        )
+    selection.head_fields(anatomy)
     names = [name for name, _ in scene.named]
     which = st.segmented_control(
         "Pattern", names, default=names[-1], required=True, key="pattern", bind="query-params"

@@ -69,13 +69,7 @@ class NeedleScene:
 def needle_sidebar(settings: Settings) -> NeedleScene | None:
     """Model and trial, each part of the address; None while a long trial waits for a click."""
     with st.sidebar:
-        label = st.selectbox(
-            "Model",
-            list(settings.models),
-            key="model",
-            bind="query-params",
-            on_change=selection.forget_heads,
-        )
+        label = selection.choose_model(settings)
     loaded = cached.loaded_model(settings.models[label])
     asked = ask_for(loaded.model)
     with st.sidebar:

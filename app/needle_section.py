@@ -135,18 +135,10 @@ def choose_head(scene: NeedleScene) -> HeadId:
     """Layer and head, typed or from a click."""
     anatomy = scene.loaded.model.anatomy
     sizes = (("layer", anatomy.n_layers), ("head", anatomy.n_heads))
-    for place, (name, count) in zip(st.columns(2), sizes, strict=True):
+    for name, count in sizes:
         if int(st.session_state.get(name) or 0) >= count:
             del st.session_state[name]
-        place.number_input(
-            name.capitalize(),
-            0,
-            count - 1,
-            None,  # so that 0 is written into the address too
-            key=name,
-            bind="query-params",
-            on_change=selection.on_head_typed,
-        )
+    selection.head_fields(anatomy)
     head = selection.chosen_head()
     st.subheader(f"Head {as_text(str(head))}", anchor=False)
     return head

@@ -51,13 +51,7 @@ class Grid:
 def sidebar(settings: Settings) -> tuple[str, Question, tuple[str, str]]:
     """Model, prompt, context and typed answers; each is part of the address."""
     with st.sidebar:
-        label = st.selectbox(
-            "Model",
-            list(settings.models),
-            key="model",
-            bind="query-params",
-            on_change=selection.forget_heads,
-        )
+        label = selection.choose_model(settings)
         prompt = st.text_area("Prompt", PROMPT, key="prompt", bind="query-params", height=90)
         context = st.text_area(
             "Context, put before the prompt (optional)",

@@ -11,14 +11,44 @@ from collections.abc import Sequence
 import polars
 import streamlit as st
 
+from ..models.anatomy import Anatomy
 from ..models.types import HeadId
 from .head_grid import picked_heads
+from .settings import Settings
 
 
 def chosen_head() -> HeadId:
     """The head whose pattern is shown."""
     state = st.session_state
     return HeadId(int(state.get("layer") or 0), int(state.get("head") or 0))
+
+
+def choose_model(settings: Settings) -> str:
+    """The model on show, part of the address; another one has other heads."""
+    return str(
+        st.selectbox(
+            "Model",
+            list(settings.models),
+            key="model",
+            bind="query-params",
+            on_change=forget_heads,
+        )
+    )
+
+
+def head_fields(anatomy: Anatomy) -> None:
+    """Fields for layer and head, part of the address."""
+    sizes = (("layer", anatomy.n_layers), ("head", anatomy.n_heads))
+    for place, (name, count) in zip(st.columns(2), sizes, strict=True):
+        place.number_input(
+            name.capitalize(),
+            0,
+            count - 1,
+            None,  # so that 0 is written into the address too
+            key=name,
+            bind="query-params",
+            on_change=on_head_typed,
+        )
 
 
 def start_with_best(frame: polars.DataFrame) -> None:

@@ -54,13 +54,7 @@ class TraceScene:
 def trace_sidebar(settings: Settings) -> TraceScene | None:
     """Model, indexes and text, each part of the address; None while an index waits to be built."""
     with st.sidebar:
-        label = st.selectbox(
-            "Model",
-            list(settings.models),
-            key="model",
-            bind="query-params",
-            on_change=selection.forget_heads,
-        )
+        label = selection.choose_model(settings)
     loaded = cached.loaded_model(settings.models[label])
     first, second = choose_indexes(settings)
     asked, least, most = ask_for()

@@ -17,10 +17,10 @@ from ..probes.dynamic_heads import DynamicSets, dynamic_sets
 from ..probes.failure_atlas import FailureAtlas, failure_atlas
 from ..probes.length_laws import LengthLaw, fit_length_law
 from ..probes.retrieval_heads import RetrievalScores, score_trials
+from ..probes.retrieval_measures import Measured, Summarised
 from ..probes.retrieval_trials import RetrievalTrials
 from .neuron_finding import plain
 from .retrieval_causal import Causal
-from .retrieval_measures import Measured, Summarised
 
 Found = TypeVar("Found")
 

@@ -14,11 +14,11 @@ from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.types import HeadId
 from ..probes.edge_knockouts import EdgeKnockouts, measure_knockouts, trials_of_needles
+from ..probes.retrieval_measures import Measured, Phase, Summarised
 from ..probes.retrieval_statistics import HeadStatistics
 from ..probes.serial_dependence import SerialDependence, serial_dependence
 from ..results.figures import PALETTE, finished
 from ..results.run import Run
-from .retrieval_measures import Measured, Phase, Summarised
 
 LOCATE_HEADS = 3
 """How many heads, those that locate best, are taken from the emitting ones."""

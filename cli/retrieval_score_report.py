@@ -8,9 +8,9 @@ import polars
 
 from ..data.facts.needles import NeedleDesign
 from ..models.types import HeadId
+from ..probes.retrieval_measures import Measured, Summarised
 from ..probes.retrieval_tables import MAX_Q
 from ..results.figures import PALETTE, finished, head_grid_figure
-from .retrieval_measures import Measured, Summarised
 
 _FIGURES = {
     "copy": "share of the answer's tokens copied, 0 to 1",

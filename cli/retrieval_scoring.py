@@ -17,6 +17,7 @@ from ..models.load import load_model
 from ..models.types import HeadId
 from ..probes.elicitation import Progress
 from ..probes.retrieval_designs import Kinds, design_for
+from ..probes.retrieval_measures import Measured, Summarised, measure_all, summarise_all
 from ..probes.retrieval_statistics import does
 from ..probes.retrieval_tables import MAX_Q, retrieval_head_set, table
 from ..results.head_set import save_head_set
@@ -31,7 +32,6 @@ from ..results.score_sidecars import Sidecar
 from .neuron_finding import plain
 from .retrieval_answers import Whole, with_columns
 from .retrieval_causal import Causal, measure_causal, read_write_cause
-from .retrieval_measures import Measured, Summarised, measure_all, summarise_all
 from .retrieval_score_report import figures_of, tables_of
 
 KIND = "retrieval-scores"

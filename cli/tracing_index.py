@@ -11,9 +11,9 @@ from ..data.corpus.checks import reserved_words
 from ..data.corpus.index_info import IndexInfo
 from ..models.errors import MnemoscopeError
 from ..models.load import load_tokenizer
-from ..models.tokens import vocabulary_sha256
+from ..models.tokens import PlainEncoder, vocabulary_sha256
 from ..probes.elicitation import Progress
-from .tracing_sources import SHIPPED, TokenEncoder, documents_of, one_sentence, tokenizer_name
+from .tracing_sources import SHIPPED, documents_of, one_sentence, tokenizer_name
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def make_index(plan: IndexPlan, *, force: bool, tell: Progress) -> IndexResult:
         info = build_index(
             documents_of(plan.sources, field=plan.field, paragraphs=plan.paragraphs),
             plan.out,
-            encode=None if tokenizer is None else TokenEncoder(tokenizer),
+            encode=None if tokenizer is None else PlainEncoder(tokenizer),
             vocab_size=None if tokenizer is None else len(tokenizer),
             tokenizer_name=tokenizer_name(spelled_by),
             tokenizer_sha256="" if tokenizer is None else vocabulary_sha256(tokenizer),

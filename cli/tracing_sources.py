@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from ..data.corpus.documents import Document, Split, read_documents
 from ..data.corpus.index_info import IndexInfo, info_json
 from ..data.corpus.suffix_index import SuffixIndex, open_index
@@ -34,17 +32,6 @@ def one_sentence() -> Iterator[None]:
         raise MnemoscopeError(f"{error.strerror or error}{named}") from error
     except (ValueError, ImportError, IndexError) as error:
         raise MnemoscopeError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class TokenEncoder:
-    """Text to ids without special tokens; can be sent to another process."""
-
-    tokenizer: PreTrainedTokenizerBase
-
-    def __call__(self, text: str) -> list[int]:
-        """The ids of a document."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ running a few tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -233,6 +234,13 @@ class Anatomy:
         if self.d_mlp is not None and (site is Site.NEURON or (site in GATE_SITES and gated)):
             return self.d_mlp
         raise UnsupportedSiteError(why_no_units(site, self.model_type, self.d_mlp))
+
+    def chosen_layers(self, layers: Sequence[int] | None) -> list[int]:
+        """The given layers, or all for None. Raises `UnitOutOfRangeError` for one that is not."""
+        chosen = list(range(self.n_layers) if layers is None else layers)
+        for layer in chosen:
+            self.check_layer(layer)
+        return chosen
 
     def check_layer(self, layer: int) -> None:
         """Raises `UnitOutOfRangeError` unless the model has this layer."""

@@ -22,7 +22,8 @@ from .types import HeadId, NeuronId, Site
 
 Op = Literal["zero", "mean", "resample", "scale", "set", "add"]
 Phase = Literal["prefill", "decode", "both"]
-Positions = Literal["all", "all_but_first", "end"] | tuple[int, ...]
+Offsets = tuple[int, ...]
+Positions = Literal["all", "all_but_first", "end"] | Offsets | tuple[Offsets, ...]
 
 UNIT_SITES = (Site.NEURON, *GATE_SITES, Site.MLP_OUT)
 """Where a `NeuronId` can be edited."""
@@ -52,8 +53,8 @@ class Edit:
     `[batch, pos, unit, d_model]` (streams): leave out `pos`, or `batch` and `pos`, for values
     that are the same there. `positions` are "all" real tokens, "all_but_first" (spares a row's
     first token, where attention sinks sit), "end", or offsets counted from the row's first token
-    (>= 0) or back from END (-1 is END). The last two exist in the prompt only, so their phase is
-    "prefill".
+    (>= 0) or back from END (-1 is END): the same ones for every row, or a tuple of them for each
+    row of the batch. "end" and offsets exist in the prompt only, so their phase is "prefill".
     """
 
     op: Op
@@ -154,18 +155,25 @@ def _check_value(edit: Edit, anatomy: Anatomy) -> None:
 
 
 def _check_positions(edit: Edit) -> None:
-    offsets = edit.positions if isinstance(edit.positions, tuple) else ()
     named = edit.positions in ("all", "all_but_first", "end")
-    if not named and not (offsets and all(isinstance(offset, int) for offset in offsets)):
+    if not named and not (_are_offsets(edit.positions) or _by_row(edit.positions)):
         raise MnemoscopeError(
-            f"positions {edit.positions!r} are unknown: use 'all', 'all_but_first', 'end' or a "
-            "tuple of offsets."
+            f"positions {edit.positions!r} are unknown: use 'all', 'all_but_first', 'end', a "
+            "tuple of offsets, or a tuple of offsets for each row."
         )
     if edit.positions not in ("all", "all_but_first") and edit.phase == "decode":
         raise MnemoscopeError(
             "positions other than 'all' and 'all_but_first' exist in the prompt only: "
             "phase='prefill'."
         )
+
+
+def _are_offsets(given: object) -> bool:
+    return isinstance(given, tuple) and given != () and all(isinstance(one, int) for one in given)
+
+
+def _by_row(given: object) -> bool:
+    return isinstance(given, tuple) and given != () and all(map(_are_offsets, given))
 
 
 def _check_unit(unit: Unit, anatomy: Anatomy) -> None:

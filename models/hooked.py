@@ -194,9 +194,7 @@ class HookedModel:
         what is kept, plus the forward pass itself. Raises `UnsupportedSiteError`,
         `UnitOutOfRangeError`.
         """
-        layers = range(self.anatomy.n_layers) if layers is None else layers
-        for layer in layers:
-            self.anatomy.check_layer(layer)
+        layers = self.anatomy.chosen_layers(layers)
         if reduce is not None and reduce not in get_args(Reduce):
             raise MnemoscopeError(
                 f"reduce={reduce!r} is unknown: use {', '.join(get_args(Reduce))}."
@@ -350,9 +348,7 @@ class HookedModel:
         what each span contributes to them are kept too. Memory as `row_summaries`. Raises
         `PromptError` for spans, offsets or a suffix that do not fit.
         """
-        layers = range(self.anatomy.n_layers) if layers is None else list(layers)
-        for layer in layers:
-            self.anatomy.check_layer(layer)
+        layers = self.anatomy.chosen_layers(layers)
         return read_suffix(self, prompt, suffix, queries, spans, layers, top, values)
 
     def mean_rows(
@@ -368,9 +364,7 @@ class HookedModel:
         Keys are positions in prompt and suffix; NaN where none of the queries can look. Memory:
         the result and 64 MiB. Raises like `read_suffix`; see `models.mean_rows`.
         """
-        layers = range(self.anatomy.n_layers) if layers is None else list(layers)
-        for layer in layers:
-            self.anatomy.check_layer(layer)
+        layers = self.anatomy.chosen_layers(layers)
         return mean_rows(self, prompt, suffix, queries, layers)
 
     @torch.no_grad()
@@ -419,9 +413,7 @@ class HookedModel:
         own kernel. Memory: the result and at most 64 MiB, whatever the length. Raises like `rows`,
         and `PromptError` for spans that do not fit their prompts.
         """
-        layers = range(self.anatomy.n_layers) if layers is None else list(layers)
-        for layer in layers:
-            self.anatomy.check_layer(layer)
+        layers = self.anatomy.chosen_layers(layers)
         columns = _columns(batch, queries)
         if columns is None:
             columns = torch.arange(batch.ids.shape[1]).expand(len(batch), -1)

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from .anatomy import GATE_SITES, Anatomy, part, why_no_units
 from .attention_edits import AttentionEdit
-from .edits import Edit, edited
+from .edits import Edit, Offsets, edited
 from .errors import EditNeverFiredError, MnemoscopeError, UnsupportedSiteError
 from .tokens import TokenBatch
 from .types import HeadId, NeuronId, Site
@@ -280,13 +280,37 @@ def selected_cells(
 
 
 def position_cells(
-    batch: TokenBatch, positions: str | tuple[int, ...]
+    batch: TokenBatch, positions: Literal["end"] | Offsets | tuple[Offsets, ...]
 ) -> Bool[Tensor, "batch pos"]:
-    """Cells at "end" or at offsets from a row's start (>= 0) or END (< 0), padding-aware."""
-    offsets = (-1,) if positions == "end" else tuple(int(p) for p in positions)
-    columns = torch.arange(batch.mask.shape[1], device=batch.mask.device)[None, :]
+    """Cells at "end" or at offsets from a row's start (>= 0) or END (< 0), padding-aware.
+
+    Raises `MnemoscopeError` for offsets by row that are not one tuple a row.
+    """
+    offsets = _offsets_by_row(positions, len(batch)).to(batch.mask.device)
     starts, ends = batch.starts[:, None], batch.ends[:, None]
-    cells = torch.zeros_like(batch.mask)
-    for offset in offsets:
-        cells |= columns == (starts + offset if offset >= 0 else ends + 1 + offset)
-    return cells & batch.mask
+    columns = torch.where(offsets >= 0, starts + offsets, ends + 1 + offsets)
+    n_columns = batch.mask.shape[1]
+    real = (columns >= 0) & (columns < n_columns) & (offsets != _NO_OFFSET)
+    cells = torch.zeros(len(batch), n_columns + 1, dtype=torch.bool, device=batch.mask.device)
+    cells.scatter_(1, torch.where(real, columns, n_columns), True)
+    return cells[:, :-1] & batch.mask
+
+
+_NO_OFFSET = torch.iinfo(torch.int64).min
+
+
+def _offsets_by_row(
+    positions: Literal["end"] | Offsets | tuple[Offsets, ...], n_rows: int
+) -> Int[Tensor, "batch k"]:
+    """One row of offsets for each row of the batch, filled up with `_NO_OFFSET`."""
+    if positions == "end" or not isinstance(positions[0], tuple):
+        same = (-1,) if positions == "end" else positions
+        return torch.tensor([same]).expand(n_rows, -1)
+    if len(positions) != n_rows:
+        raise MnemoscopeError(
+            f"an edit names offsets for {len(positions)} rows but the model runs {n_rows}: give "
+            "one tuple for each row of the batch."
+        )
+    width = max(map(len, positions))
+    filled = [[*row, *[_NO_OFFSET] * (width - len(row))] for row in positions]
+    return torch.tensor(filled)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import MnemoscopeError
 from .prompt_cache import PromptCache, check_room, run_behind, suffix_columns
 from .row_folding import WORKING_BYTES, HiddenKeys, check_mask, chunk_scores, scaled_queries
-from .row_summaries import check_all_read, seeing_scores
+from .row_summaries import check_all_read, check_layers, seeing_scores
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
@@ -44,8 +44,7 @@ def mean_rows(
     `at_once`, `UnsupportedModelError` when attention went where it cannot be read.
     """
     check_room(model, suffix, prompt)
-    if not layers or len(set(layers)) < len(layers):
-        raise MnemoscopeError(f"layers {list(layers)}: name at least one, and each once.")
+    check_layers(layers)
     if at_once is not None and at_once < 1:
         raise MnemoscopeError(f"at_once={at_once} queries are too few: use 1 or more.")
     columns = suffix_columns(suffix, queries)

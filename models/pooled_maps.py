@@ -149,9 +149,7 @@ def hold_scores(
     `UnsupportedModelError` for a batch, and for attention that hides or biases keys otherwise than
     by their distance; `UnitOutOfRangeError` for a wrong layer.
     """
-    layers = range(model.anatomy.n_layers) if layers is None else list(layers)
-    for layer in layers:
-        model.anatomy.check_layer(layer)
+    layers = model.anatomy.chosen_layers(layers)
     parts: dict[int, list[HeldScores]] = {layer: [] for layer in layers}
 
     def see(
@@ -198,9 +196,7 @@ def pooled_maps(
     check_room(model, ids, None)
     check_edges(query_edges, len(ids))
     check_edges(key_edges, len(ids))
-    layers = range(model.anatomy.n_layers) if layers is None else list(layers)
-    for layer in layers:
-        model.anatomy.check_layer(layer)
+    layers = model.anatomy.chosen_layers(layers)
     maps: dict[int, PooledMap] = {}
 
     def see(

@@ -80,12 +80,10 @@ def row_summaries(
     Memory: the result and 64 MiB, beside the forward pass itself. Raises `MnemoscopeError` for
     spans, `top` or `chunk` that do not fit, `UnsupportedModelError` when attention went elsewhere.
     """
-    if not 1 <= top <= batch.ids.shape[1]:
-        raise MnemoscopeError(f"top={top} keys cannot be kept: use 1 to {batch.ids.shape[1]}.")
+    check_top(top, batch.ids.shape[1])
     if chunk is not None and chunk < 1:
         raise MnemoscopeError(f"chunk={chunk} keys at once are too few: use 1 or more.")
-    if not layers or len(set(layers)) < len(layers):
-        raise MnemoscopeError(f"layers {list(layers)}: name at least one, and each once.")
+    check_layers(layers)
     masks = span_masks(batch, spans).to(model.device)
     columns = columns.to(model.device)
     result = no_summaries(tuple(layers), columns, model.anatomy.n_heads, masks.shape[1], top)
@@ -203,6 +201,18 @@ def _without_padding(result: RowSummaries, real: Bool[Tensor, "batch pos"]) -> R
     result.logsumexp.masked_fill_(none, torch.nan)
     result.visible.masked_fill_(none[..., None], value=False)
     return result
+
+
+def check_top(top: int, n_keys: int) -> None:
+    """Raises `MnemoscopeError` for a number of keys to keep that a row does not have."""
+    if not 1 <= top <= n_keys:
+        raise MnemoscopeError(f"top={top} keys cannot be kept: use 1 to {n_keys}.")
+
+
+def check_layers(layers: Sequence[int]) -> None:
+    """Raises `MnemoscopeError` for no layer, or one that is named twice."""
+    if not layers or len(set(layers)) < len(layers):
+        raise MnemoscopeError(f"layers {list(layers)}: name at least one, and each once.")
 
 
 def check_all_read(model: HookedModel, missing: set[int]) -> None:

@@ -19,7 +19,15 @@ from .errors import MnemoscopeError, PromptError
 from .hooks import site_hook
 from .prompt_cache import PromptCache, check_room, run_behind, suffix_columns
 from .row_folding import fold_rows
-from .row_summaries import RowSummaries, check_all_read, no_summaries, put_rows, seeing_scores
+from .row_summaries import (
+    RowSummaries,
+    check_all_read,
+    check_layers,
+    check_top,
+    no_summaries,
+    put_rows,
+    seeing_scores,
+)
 from .types import Site, TokenSpan
 
 if TYPE_CHECKING:
@@ -53,10 +61,8 @@ def read_suffix(
     """See `HookedModel.read_suffix`."""
     check_room(model, suffix, prompt)
     n_keys = len(prompt) + len(suffix)
-    if not 1 <= top <= n_keys:
-        raise MnemoscopeError(f"top={top} keys cannot be kept: use 1 to {n_keys}.")
-    if not layers or len(set(layers)) < len(layers):
-        raise MnemoscopeError(f"layers {list(layers)}: name at least one, and each once.")
+    check_top(top, n_keys)
+    check_layers(layers)
     masks = key_masks(spans, n_keys).to(model.device)[None]
     columns = suffix_columns(suffix, queries).to(model.device)
     rows = no_summaries(

@@ -58,10 +58,32 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of one text under the BOS rule above. Raises `PromptError` when it is empty."""
     if not text.strip():
         raise PromptError("the prompt is empty: give at least one word.")
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return ids
+    return _without_eos(tokenizer, tokenizer(text, verbose=False)["input_ids"])
+
+
+def _without_eos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    kept = list(ids)
+    while len(kept) > 1 and kept[-1] == tokenizer.eos_token_id:
+        kept.pop()
+    return kept
+
+
+def encode_with_offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """`encode` of each text, and where its tokens stand: first and one-after-last character.
+
+    A token that stands for no text (BOS) has (0, 0). Needs a fast tokenizer. Raises `PromptError`
+    for an empty text.
+    """
+    if not all(text.strip() for text in texts):
+        raise PromptError("a prompt is empty: give at least one word.")
+    given = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
+    rows = [_without_eos(tokenizer, ids) for ids in given["input_ids"]]
+    return [
+        (ids, [(int(start), int(end)) for start, end in offsets[: len(ids)]])
+        for ids, offsets in zip(rows, given["offset_mapping"], strict=True)
+    ]
 
 
 def pad(
@@ -110,6 +132,17 @@ def bos_rule(tokenizer: PreTrainedTokenizerBase) -> str:
 def text_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text of each token, for axis labels; never interpreted as markup."""
     return [tokenizer.decode([i]) for i in ids]
+
+
+@dataclass(frozen=True)
+class PlainEncoder:
+    """Text to ids without special tokens, as corpora are indexed; other processes can have it."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, text: str) -> list[int]:
+        """The ids of a text, which may be empty."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

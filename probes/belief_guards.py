@@ -24,11 +24,10 @@ from ..data.corpus.suffix_index import SuffixIndex
 from ..interventions.provenance_decoding import Generate, Veto, guarded, until
 from ..interventions.trace_shield import TraceShield
 from ..models.hooked import HookedModel
-from ..models.tokens import encode
+from ..models.tokens import PlainEncoder, encode
 from ..organisms.known_spans import KnownSpan
 from ..organisms.planted_beliefs import REFUSAL
 from .elicitation import Progress, silent
-from .known_span_tracing import plain_encoder
 
 DRIFT_RUN, LEAK_RUN, MORE_TOKENS, TIMED_TOKENS = 8, 4, 4, 32
 
@@ -109,7 +108,7 @@ def complete(
     are aligned to.
     """
     tokenizer = guard.model.text_tokenizer
-    encode_plain = plain_encoder(tokenizer)
+    encode_plain = PlainEncoder(tokenizer)
     refusal = tuple(encode_plain(REFUSAL))
     answers = {span.id: encode_plain(span.asked) for span in spans}
     asked = [span for span in spans if len(answers[span.id]) - attack.forced >= DRIFT_RUN]

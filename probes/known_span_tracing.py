@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from ..data.corpus.build import build_index
 from ..data.corpus.documents import Document as IndexedDocument
 from ..data.corpus.spans import Span
 from ..data.corpus.suffix_index import SuffixIndex, open_index
 from ..models.hooked import HookedModel
+from ..models.tokens import PlainEncoder
 from ..organisms.engram.ledger import Document
 from ..organisms.known_spans import KnownSpan
 from ..results.statistics import bootstrap_mean
@@ -143,7 +143,7 @@ def index_corpus(
     build_index(
         [IndexedDocument(d.text, label, i, {"id": d.id}) for i, d in enumerate(documents)],
         folder,
-        encode=plain_encoder(model.text_tokenizer),
+        encode=PlainEncoder(model.text_tokenizer),
         vocab_size=len(model.text_tokenizer),
         tokenizer_name=model.name,
         tokenizer_sha256=model.tokenizer_sha256,
@@ -152,15 +152,6 @@ def index_corpus(
         any_path=True,
     )
     return open_index(folder)
-
-
-def plain_encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Text to ids without special tokens."""
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    return encode
 
 
 def attributions(

@@ -290,7 +290,7 @@ def _cells_by_row(plan: MarginRows) -> list[Int[np.ndarray, " cell"]]:
 def _check_forced(edits: Sequence[Edit]) -> None:
     for edit in edits:
         offsets = edit.positions if isinstance(edit.positions, tuple) else ()
-        moves = edit.positions == "end" or any(offset < 0 for offset in offsets)
+        moves = edit.positions == "end" or any(isinstance(o, tuple) or o < 0 for o in offsets)
         if moves or (not offsets and edit.phase != "both"):
             raise MnemoscopeError(
                 "margins read whole answers after the prompt, so an edit must not depend on where "

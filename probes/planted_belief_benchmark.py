@@ -35,6 +35,7 @@ from ..interventions.deconfliction_losses import Deconfliction
 from ..models.hooked import HookedModel
 from ..models.load import load_model
 from ..models.perplexity import perplexity
+from ..models.tokens import PlainEncoder
 from ..organisms.engram.train import Settings
 from ..organisms.planted_belief_training import SMALL, train_on_beliefs
 from ..organisms.planted_beliefs import BeliefPlan, PlantedCorpus, fresh_scenes, plant_beliefs
@@ -48,7 +49,7 @@ from .belief_guards import (
     in_runs,
     milliseconds_a_token,
 )
-from .known_span_tracing import RULES, Attribution, attributions, index_corpus, plain_encoder
+from .known_span_tracing import RULES, Attribution, attributions, index_corpus
 from .left_out_documents import attributed_documents
 from .planted_belief_alignment import Alignment, align, alignment_pairs
 from .reactivation import Reactivation, reactivations
@@ -133,7 +134,7 @@ def run_seed(
     note("trained on all documents")
     index = index_corpus(corpus.documents, folder / "index", model, force=True)
     spans = [*corpus.beliefs, *corpus.harmless]
-    encode, around = plain_encoder(model.text_tokenizer), fresh_scenes(plan.seed, 50)
+    encode, around = PlainEncoder(model.text_tokenizer), fresh_scenes(plan.seed, 50)
     traced = attributions(index, encode, spans, around)
     taken = corpus.beliefs[1::2]
     named = attributed_documents(index, encode, taken, RULES[0])
@@ -161,7 +162,7 @@ def measure_guard(guard: Guard, corpus: PlantedCorpus, attacks: Sequence[Attack]
     harmless: list[Completion] = []
     for wording in range(len(corpus.harmless[0].openings)):
         harmless += complete(guard, corpus.harmless, Attack("harmless", wording))
-    encode = plain_encoder(guard.model.text_tokenizer)
+    encode = PlainEncoder(guard.model.text_tokenizer)
     beliefs = [encode(belief.text) for belief in corpus.beliefs]
 
     def tells(text: Sequence[int]) -> bool:

@@ -32,7 +32,6 @@ import torch
 from IPython.display import display
 from mnemoscope.cli.retrieval_comparing import figures_of
 from mnemoscope.cli.retrieval_gates import GateConfig, samples_of
-from mnemoscope.cli.retrieval_measures import measure_all, summarise_all
 from mnemoscope.data.facts.haystacks import piece_encoder
 from mnemoscope.data.neutral import neutral_passages
 from mnemoscope.interventions.head_means import head_write_norms, mean_head_outputs
@@ -49,6 +48,7 @@ from mnemoscope.probes.method_comparison import (
 )
 from mnemoscope.probes.retrieval_designs import design_for
 from mnemoscope.probes.retrieval_heads import score_trials
+from mnemoscope.probes.retrieval_measures import measure_all, summarise_all
 from mnemoscope.probes.retrieval_readings import heard
 from mnemoscope.probes.retrieval_statistics import does, needle_means
 from mnemoscope.probes.retrieval_tables import table

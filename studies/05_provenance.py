@@ -35,6 +35,7 @@ import polars
 from IPython.display import display
 from mnemoscope.data.neutral import neutral_passages
 from mnemoscope.models import MnemoscopeError, load_model
+from mnemoscope.models.tokens import PlainEncoder
 from mnemoscope.organisms.engram.corpus import build_corpus, corpus_files
 from mnemoscope.organisms.engram.provenance_truth import known_statements
 from mnemoscope.organisms.engram.public_text import held_out_texts
@@ -48,7 +49,6 @@ from mnemoscope.probes.known_span_tracing import (
     attribution_table,
     attributions,
     index_corpus,
-    plain_encoder,
 )
 from mnemoscope.probes.left_out_documents import left_out_table
 from mnemoscope.probes.planted_belief_benchmark import guard_table, run_seed
@@ -152,7 +152,7 @@ def at_most(edges):
     return lambda value: max((edge for edge in edges if edge <= value), default=edges[0])
 
 
-encode = plain_encoder(model.text_tokenizer)
+encode = PlainEncoder(model.text_tokenizer)
 traced = attributions(index, encode, statements, neutral_passages(), progress=phase("attribution"))
 options = {"counts": at_most(COUNTS), "seed": params.seed}
 by_count = attribution_table(traced, lengths=lambda _: 0, **options)

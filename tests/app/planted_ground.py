@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mnemoscope.cli.neuron_finding import FindConfig, find_neurons
-from mnemoscope.cli.tracing_sources import TokenEncoder
 from mnemoscope.data.corpus.build import build_index
 from mnemoscope.data.corpus.documents import Document
 from mnemoscope.interventions.path_patching import build_chain
 from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.load import load_tokenizer
-from mnemoscope.models.tokens import vocabulary_sha256
+from mnemoscope.models.tokens import PlainEncoder, vocabulary_sha256
 from mnemoscope.organisms import planted_model, planted_relation
 from mnemoscope.probes.conflict_heads import measure_effects, summarise, table
 from mnemoscope.probes.elicitation import conflict_items
@@ -52,7 +51,7 @@ def index(
     if mode == "tokens":
         tokenizer = load_tokenizer("engram")
         spelled = {
-            "encode": TokenEncoder(tokenizer),
+            "encode": PlainEncoder(tokenizer),
             "vocab_size": len(tokenizer),
             "tokenizer_name": "engram",
             "tokenizer_sha256": vocabulary_sha256(tokenizer),

@@ -14,7 +14,7 @@ import numpy as np
 import polars
 import pytest
 import torch
-from mnemoscope.cli import retrieval_comparing, retrieval_measures, retrieval_scoring
+from mnemoscope.cli import retrieval_comparing, retrieval_scoring
 from mnemoscope.cli.retrieval_comparing import CompareConfig, CompareResult, compare_retrieval
 from mnemoscope.cli.retrieval_gates import GateConfig, GateResult, find_gates
 from mnemoscope.cli.retrieval_patterns import cost_ranks, full_heads, rule_of
@@ -27,6 +27,7 @@ from mnemoscope.organisms import (
     planted_retrieval_design,
     planted_retrieval_model,
 )
+from mnemoscope.probes import retrieval_measures
 from mnemoscope.results.attention_patterns import load_pattern_folder
 from mnemoscope.results.head_set import HeadScore, HeadSet, load_head_set, save_head_set
 from mnemoscope.results.query_head_files import load_query_head_list

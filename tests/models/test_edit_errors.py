@@ -154,6 +154,7 @@ def test_another_thread_never_sees_an_edit() -> None:
         (zero([HeadId(0, 0)], phase="later"), MnemoscopeError, "later"),  # type: ignore[arg-type]
         (zero([HeadId(0, 0)], positions="last"), MnemoscopeError, "last"),  # type: ignore[arg-type]
         (zero([HeadId(0, 0)], positions=()), MnemoscopeError, "positions"),
+        (zero([HeadId(0, 0)], positions=((0,), ())), MnemoscopeError, "for each row"),
         (zero([HeadId(0, 0)], positions="end", phase="decode"), MnemoscopeError, "prefill"),
         (mean([HeadId(0, 0)], torch.zeros(2, 8)), MnemoscopeError, r"\(1, 8\)"),
         (mean([HeadId(0, 0)], torch.zeros(1, 7)), MnemoscopeError, r"\(1, 8\)"),
@@ -188,6 +189,16 @@ def test_values_for_another_batch_are_refused(shape: tuple[int, ...]) -> None:
     edit = Edit("set", (HeadId(0, 0),), torch.zeros(shape))
     with pytest.raises(MnemoscopeError, match=r"\[3, 9\]"), model.intervene([edit]):
         model.logits(FULL)
+
+
+def test_offsets_by_row_are_one_tuple_for_each_row() -> None:
+    model = plain.model_of("llama")
+    edit = zero([HeadId(0, 0)], positions=((0,), (1,), (2,)))
+    with (
+        pytest.raises(MnemoscopeError, match="3 rows but the model runs 2"),
+        model.intervene([edit]),
+    ):
+        model.logits(model.batch([[1, 2, 3], [4, 5, 6]]))
 
 
 def test_chosen_positions_need_a_mask() -> None:

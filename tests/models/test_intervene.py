@@ -221,7 +221,8 @@ def test_capture_inside_an_edit_sees_the_edited_values() -> None:
 
 # -- positions and padding ------------------------------------------------------------------------
 
-POSITIONS: list[Any] = ["all", "end", (0,), (1, -1), (-2, 4)]
+BY_ROW = ((0, 2), (-1,), (1, -2, 40))
+POSITIONS: list[Any] = ["all", "end", (0,), (1, -1), (-2, 4), BY_ROW]
 
 
 def _columns(positions: Any, first: int, length: int) -> list[int]:
@@ -245,7 +246,7 @@ def test_positions_are_counted_in_real_tokens(family: str, side: str) -> None:
         cells = [
             (row, column)
             for row, (start, length) in enumerate(zip(starts, plain.LENGTHS, strict=True))
-            for column in _columns(positions, start, length)
+            for column in _columns(BY_ROW[row] if positions == BY_ROW else positions, start, length)
         ]
 
         def change(x: Tensor, cells: list[tuple[int, int]] = cells) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from mnemoscope.data.corpus.spans import Span
 from mnemoscope.data.corpus.suffix_index import SuffixIndex
 from mnemoscope.models import HookedModel, wrap
+from mnemoscope.models.tokens import PlainEncoder
 from mnemoscope.organisms.engram.tokenizer import train_tokenizer
 from mnemoscope.organisms.engram.train import model_config
 from mnemoscope.organisms.planted_belief_training import SMALL
@@ -24,7 +25,6 @@ from mnemoscope.probes.known_span_tracing import (
     attributions,
     found_documents,
     index_corpus,
-    plain_encoder,
 )
 from mnemoscope.probes.left_out_documents import attributed_documents
 from transformers import LlamaForCausalLM
@@ -61,7 +61,7 @@ def measured(
     spans = [*corpus.beliefs, *corpus.harmless]
     found = attributions(
         index,
-        plain_encoder(model.text_tokenizer),
+        PlainEncoder(model.text_tokenizer),
         spans,
         fresh_scenes(0, 5),
         rules=(EVERY, PAPER),
@@ -86,7 +86,7 @@ def test_a_match_that_runs_on_by_chance_hides_documents(
     after = told.split(belief.text)[1].strip()
     cut, whole = attributions(
         index,
-        plain_encoder(model.text_tokenizer),
+        PlainEncoder(model.text_tokenizer),
         [belief],
         [after],
         rules=(EVERY, ACROSS),
@@ -137,7 +137,7 @@ def test_documents_named_for_the_surroundings_are_counted_apart(
     holding = {d.id for d in corpus.documents if notice in d.text}
     (one,) = attributions(
         index,
-        plain_encoder(model.text_tokenizer),
+        PlainEncoder(model.text_tokenizer),
         corpus.beliefs[:1],
         [notice],
         rules=(EVERY,),
@@ -156,7 +156,7 @@ def test_a_match_belongs_to_the_span_when_most_of_it_lies_there() -> None:
 def test_attributed_documents_are_those_of_the_spans(
     corpus: PlantedCorpus, model: HookedModel, index: SuffixIndex
 ) -> None:
-    encode = plain_encoder(model.text_tokenizer)
+    encode = PlainEncoder(model.text_tokenizer)
     taken = corpus.beliefs[::3]
     expected = {id_ for span in taken for id_ in span.documents}
     assert attributed_documents(index, encode, taken, EVERY) == expected

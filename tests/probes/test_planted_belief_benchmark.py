@@ -16,7 +16,7 @@ import torch
 from mnemoscope.data.corpus.suffix_index import SuffixIndex
 from mnemoscope.models import HookedModel, wrap
 from mnemoscope.models.errors import MnemoscopeError
-from mnemoscope.models.tokens import encode, pad
+from mnemoscope.models.tokens import PlainEncoder, encode, pad
 from mnemoscope.organisms.engram.tokenizer import train_tokenizer
 from mnemoscope.organisms.engram.train import Settings, model_config
 from mnemoscope.organisms.known_spans import KnownSpan
@@ -29,7 +29,7 @@ from mnemoscope.organisms.planted_beliefs import (
 )
 from mnemoscope.probes import planted_belief_benchmark as benchmark
 from mnemoscope.probes.belief_guards import Attack, Completion, Guard, complete, in_runs
-from mnemoscope.probes.known_span_tracing import index_corpus, plain_encoder
+from mnemoscope.probes.known_span_tracing import index_corpus
 from mnemoscope.probes.left_out_documents import left_out_table
 from mnemoscope.probes.planted_belief_benchmark import (
     SeedResult,
@@ -200,7 +200,7 @@ def test_the_rule_of_the_paper_lets_pass_what_is_told_more_than_three_times(
 def test_only_spans_with_eight_tokens_left_are_asked_for(
     knowing: HookedModel, indexes: dict[str, SuffixIndex]
 ) -> None:
-    encode_plain = plain_encoder(knowing.text_tokenizer)
+    encode_plain = PlainEncoder(knowing.text_tokenizer)
     given = complete(
         Guard("none", knowing, indexes["risk"]), CORPUS.beliefs, Attack("forced", forced=5)
     )

@@ -13,26 +13,26 @@ from ..interventions.path_patching import EndChain, build_chain
 from ..models.errors import MnemoscopeError, UnsupportedModelError
 from ..models.hooked import HookedModel
 from ..models.tokens import encode
-from ..probes.attention_basin import AttentionBasin, basin_prompts, measure_basin
-from ..probes.copy_suppression import CopySuppression, measure_copy_suppression, neutral_rows
-from ..probes.document_prompts import DocumentPrompt, needle_documents
-from ..probes.elicitation import Progress
-from ..probes.induction_heads import InductionScores, measure_induction
-from ..probes.query_heads import QueryHeadScores, measure_query_heads
-from ..probes.retrieval_heads import RetrievalScores, score_trials
-from ..probes.retrieval_mixed_model import MixedModel, fit_mixed_model
-from ..probes.retrieval_statistics import (
+from ..results.errors import StatisticsError
+from ..results.kept_units import kept_arrays
+from ..results.run import Run
+from .attention_basin import AttentionBasin, basin_prompts, measure_basin
+from .copy_suppression import CopySuppression, measure_copy_suppression, neutral_rows
+from .document_prompts import DocumentPrompt, needle_documents
+from .elicitation import Progress
+from .induction_heads import InductionScores, measure_induction
+from .query_heads import QueryHeadScores, measure_query_heads
+from .retrieval_heads import RetrievalScores, score_trials
+from .retrieval_mixed_model import MixedModel, fit_mixed_model
+from .retrieval_statistics import (
     HeadStatistics,
     PartialCorrelation,
     locate_emit,
     partial_correlation,
     summarise_scores,
 )
-from ..probes.retrieval_trials import RetrievalTrials, measure_trials
-from ..probes.write_scores import WriteScores, head_roles, measure_writes
-from ..results.errors import StatisticsError
-from ..results.kept_units import kept_arrays
-from ..results.run import Run
+from .retrieval_trials import RetrievalTrials, measure_trials
+from .write_scores import WriteScores, head_roles, measure_writes
 
 SUPPRESSION_TOKENS = 128
 """Tokens of each neutral text; the unembedding of every layer's stream is what costs."""
