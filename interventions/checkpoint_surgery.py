@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from ..models.checkpoint_files import file_sha256
 from ..models.errors import CheckpointError
 from ..results.provenance import JSON
-from .checkpoint_verify import VerifyReport, check_written, verify_pruned
+from .checkpoint_verify import VerifyReport, check_shard, verify_pruned
 from .edited_copies import (
     Hashes,
     can_share,
@@ -28,6 +27,7 @@ from .edited_copies import (
     start_copy,
     sync_file,
 )
+from .file_digests import file_digest
 from .new_folder import existing_parent, new_folder, write_file
 from .prune_manifest import (
     CARD,
@@ -102,7 +102,6 @@ def prune_checkpoint(
             for name in plan.files:
                 pending[name] = _start_file(threads, plan.source / name, folder / name)
             finish_undo = _start_keeping(threads, plan, folder)
-            check_written(plan, folder)
             written = {name: finish() for name, finish in pending.items()}
             record = manifest_record(plan, written, finish_undo(), extra)
         write_file(folder / MANIFEST, f"{json.dumps(record, indent=1)}\n".encode())
@@ -129,7 +128,8 @@ def _start_shards(
             source, target = plan.source / shard.name, folder / shard.name
             if shard.touched:
                 hashes = start_copy(threads, source, target, changes[shard.name], delta)
-                pending[shard.name] = partial(_finished, "edited", hashes)
+                checked = threads.submit(check_shard, plan, shard, folder)
+                pending[shard.name] = partial(_finished, "edited", hashes, checked)
             elif copy_untouched:
                 pending[shard.name] = _start_file(threads, source, target)
             else:
@@ -142,24 +142,28 @@ def _start_file(threads: ThreadPoolExecutor, source: Path, target: Path) -> Call
     return partial(_finished, "copied", start_copy(threads, source, target))
 
 
-def _finished(how: str, hashes: Callable[[], Hashes]) -> Written:
+def _finished(
+    how: str, hashes: Callable[[], Hashes], checked: Future[None] | None = None
+) -> Written:
+    if checked is not None:
+        checked.result()
     return Written(how, *hashes())
 
 
 def _shared(plan: PruningPlan, source: Path, target: Path) -> Written:
     how = share_or_copy(source, target)
-    known = _known_sha256(plan.source, source)
+    known = _known_hash(plan.source, source)
     return Written(how, known, known)
 
 
-def _known_sha256(folder: Path, shard: Path) -> str | None:
+def _known_hash(folder: Path, shard: Path) -> str | None:
     """A hash that somebody has noted already: the hub's cache names its files by it, and a pruned
     source has a manifest. Reading every untouched shard would cost more than all the rest."""
     blob = shard.resolve()
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return blob.name
+        return f"sha256:{blob.name}"
     try:
-        noted = (raw_manifest(folder) or {})["shards"][shard.name]["sha256_after"]
+        noted = (raw_manifest(folder) or {})["shards"][shard.name]["hash_after"]
     except (KeyError, TypeError):
         return None
     return noted if isinstance(noted, str) else None
@@ -169,7 +173,7 @@ def _start_keeping(
     threads: ThreadPoolExecutor, plan: PruningPlan, folder: Path
 ) -> Callable[[], dict[str, str]]:
     """Copy the source's card and, if it is pruned itself, its notes; the result waits for the
-    SHA-256 of all undo files."""
+    hashes of all undo files."""
     (folder / BEFORE).mkdir()
     notes = [path for path in (plan.source / UNDO).rglob("*") if path.is_file()]
     before = [plan.source / CARD, plan.source / MANIFEST, *notes]
@@ -182,6 +186,6 @@ def _start_keeping(
     def finish() -> dict[str, str]:
         synced.result()
         kept = {name: str(finish().after) for name, finish in pending.items()}
-        return {DELTA: file_sha256(folder / DELTA), **kept}
+        return {DELTA: file_digest(folder / DELTA), **kept}
 
     return finish

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..models.checkpoint_files import TensorEntry, file_sha256, read_header, read_shards
+from ..models.checkpoint_files import TensorEntry, read_header, read_shards
 from ..models.errors import DamagedCheckpointError
 from .edited_copies import can_share, copy_edited, share_or_copy
+from .file_digests import file_digest, has_digest
 from .new_folder import SPARE, existing_parent, new_folder
 from .prune_manifest import Manifest, edits_of, is_pruned, read_manifest
 from .pruning_plan import BEFORE, DELTA, MANIFEST
@@ -16,7 +17,7 @@ from .safetensors_bytes import TensorEdit, restoring
 def undo_pruning(pruned: Path, out: Path, *, force: bool = False) -> Path:
     """Write to the new folder `out` what `pruned` was before, and return its resolved path.
 
-    Edited shards get their old bytes back from the delta and must then have the SHA-256 that the
+    Edited shards get their old bytes back from the delta and must then have the hash that the
     manifest gives for "before"; the other files are shared or copied; the model card and, if the
     source was pruned itself, its manifest and delta return as they were. Weights in other formats
     had been left out by the pruning and stay away; files added since do not come along.
@@ -35,8 +36,8 @@ def undo_pruning(pruned: Path, out: Path, *, force: bool = False) -> Path:
         out, pruned, needed, force=force, replaceable=lambda old: _is_ours(old, names)
     ) as folder:
         _restore_shards(pruned, record, folder)
-        for name, sha256 in record.files.items():
-            _copy(pruned / name, folder / name, sha256)
+        for name, noted in record.files.items():
+            _copy(pruned / name, folder / name, noted)
         for name in returning:
             _copy(pruned / BEFORE / name, folder / name, record.undo[f"{BEFORE}/{name}"])
     return out
@@ -53,7 +54,7 @@ def _check_files(pruned: Path, record: Manifest) -> None:
         raise DamagedCheckpointError(
             f"{pruned} lacks {missing[0]}, so it cannot be undone: take the source again."
         )
-    if file_sha256(pruned / DELTA) != record.undo.get(DELTA):
+    if file_digest(pruned / DELTA) != record.undo.get(DELTA):
         raise _changed(pruned / DELTA)
 
 
@@ -101,16 +102,16 @@ def _offset(edit: TensorEdit, kept: dict[str, TensorEntry]) -> int:
     return entry.offset
 
 
-def _share(source: Path, target: Path, sha256: str | None) -> None:
+def _share(source: Path, target: Path, noted: str | None) -> None:
     share_or_copy(source, target)
-    if sha256 is not None and file_sha256(target) != sha256:
+    if noted is not None and not has_digest(target, noted):
         raise _changed(source)
 
 
-def _copy(source: Path, target: Path, sha256: str) -> None:
+def _copy(source: Path, target: Path, noted: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     _, found = copy_edited(source, target)
-    if found != sha256:
+    if found != noted:
         raise _changed(source)
 
 

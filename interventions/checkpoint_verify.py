@@ -11,13 +11,13 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..models.checkpoint_files import file_sha256
 from ..models.errors import CheckpointError, DamagedCheckpointError
 from ..models.types import HeadId
 from .edited_copies import compare_edited
+from .file_digests import has_digest
 from .prune_manifest import Manifest, edit_record, read_manifest
 from .pruning_changes import bias_shift, changes_of, read_rows
-from .pruning_plan import DELTA, BiasShift, PruningPlan, plan_pruning
+from .pruning_plan import DELTA, BiasShift, PruningPlan, ShardPlan, plan_pruning
 from .safetensors_bytes import TensorEdit, row_pieces
 
 
@@ -29,7 +29,7 @@ class VerifyReport:
     mode: str
     heads: tuple[HeadId, ...]
     files: int
-    """Files whose SHA-256 is the manifest's."""
+    """Files whose hash is the manifest's."""
     unhashed: tuple[str, ...]
     """Shared weight files without a noted hash: their size was checked, and with the source every
     byte."""
@@ -56,7 +56,7 @@ class VerifyReport:
 def verify_pruned(out: Path, source: Path | None = None) -> VerifyReport:
     """Check a pruned folder against its manifest and, where given, byte by byte with its source.
 
-    Alone: every file's SHA-256, and that the heads' blocks are zero. With `source`: the edits are
+    Alone: every file's hash, and that the heads' blocks are zero. With `source`: the edits are
     planned anew from the source's headers and must be the declared ones; every byte outside them
     must be the source's, inside them the planned number, and the delta must hold the old ones.
     The model card may have been edited since.
@@ -89,19 +89,19 @@ def verify_pruned(out: Path, source: Path | None = None) -> VerifyReport:
     )
 
 
-def check_written(plan: PruningPlan, folder: Path) -> None:
-    """Read every edited tensor of source and copy by the safetensors library, never by our offsets,
-    and require the planned numbers. Raises `CheckpointError`.
+def check_shard(plan: PruningPlan, shard: ShardPlan, folder: Path) -> None:
+    """Read a file's edited tensors, of source and copy, by the safetensors library, never by our
+    offsets, and require the planned numbers. Raises `CheckpointError`.
 
     What else was copied is not read again: it went through memory unchanged, and a second reading
     would be answered from the same cache. `verify_pruned(folder, source)` reads it all.
     """
     wrong = []
-    for shard in plan.shards:
-        for edit in shard.edits:
-            wrong += _differs(plan.source / shard.name, folder / shard.name, edit, plan.factor)
-        for bias in shard.biases:
-            wrong += _bias_differs(plan, bias, plan.source / shard.name, folder / shard.name)
+    source, target = plan.source / shard.name, folder / shard.name
+    for edit in shard.edits:
+        wrong += _differs(source, target, edit, plan.factor)
+    for bias in shard.biases:
+        wrong += _bias_differs(plan, bias, source, target)
     if wrong:
         raise CheckpointError(f"the copy failed its check: {'; '.join(wrong)}. Please report this.")
 
@@ -111,22 +111,22 @@ def _hashes(out: Path, record: Manifest) -> tuple[list[str], int, tuple[str, ...
     expected = {name: shard.after for name, shard in record.shards.items()}
     expected |= record.files
     expected |= record.undo
-    wrong = [found for name, sha in expected.items() if (found := file_problem(out, name, sha))]
-    unhashed = [name for name, sha in expected.items() if sha is None]
+    wrong = [found for name, noted in expected.items() if (found := file_problem(out, name, noted))]
+    unhashed = [name for name, noted in expected.items() if noted is None]
     for name, size in record.sizes.items():
         if (out / name).is_file() and (out / name).stat().st_size != size:
             wrong.append(f"{name} has another size")
     return list(dict.fromkeys(wrong)), len(expected) - len(unhashed) - len(wrong), tuple(unhashed)
 
 
-def file_problem(folder: Path, name: str, sha256: str | None) -> str | None:
+def file_problem(folder: Path, name: str, noted: str | None) -> str | None:
     """What is wrong with one file: missing, unreadable or, where a hash is given, changed."""
     if not (folder / name).is_file():
         return f"{name} is missing"
     try:
-        same = sha256 is None or file_sha256(folder / name) == sha256
-    except OSError as error:
-        return f"{name} cannot be read ({error})"
+        same = noted is None or has_digest(folder / name, noted)
+    except (OSError, ValueError) as error:
+        return f"{name} cannot be checked ({error})"
     return None if same else f"{name} has changed"
 
 
@@ -203,7 +203,8 @@ def _with_source(out: Path, source: Path, record: Manifest) -> tuple[list[str], 
             wrong.append(str(error).rstrip("."))
             continue
         differing += n_bytes
-        if shard.before not in (None, before):
+        same = shard.before in (None, before) or has_digest(source / name, str(shard.before))
+        if not same:
             wrong.append(f"{name} of {source} is not the file that was pruned")
     return wrong + _delta(out, source, plan), differing
 

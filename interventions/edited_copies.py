@@ -1,38 +1,37 @@
 """Copies of weight files in which only planned blocks differ, hashed on the way.
 
-The system copies the file (or shares its blocks), the edits are then written in place, and
-threads compute SHA-256 meanwhile: hashing costs more than all the rest. Nothing is held whole:
-edits pass in chunks of `CHUNK` bytes.
+The bytes pass through memory once: each piece is read, edited and written, and threads hash what it
+was and what it became. Where the file system can share blocks, the copy shares them, the edits are
+written in place and both files are read to be hashed. Nothing is held whole: a file passes in
+pieces of at most `CHUNK` bytes, of which a few wait for their hashes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 import numpy as np
+from blake3 import blake3
 
-from ..models.errors import CheckpointError, DamagedCheckpointError
+from ..models.errors import CheckpointError
+from .file_digests import hash_part, named, shorter
 from .safetensors_bytes import CHUNK, Change, Rows, TensorEdit, read_exactly, row_pieces
 
 if sys.platform != "win32":
     import fcntl
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 Hashes: TypeAlias = tuple[str, str]
-"""SHA-256 of source and target."""
+"""Of source and target (`file_digests`)."""
 
-IN_CACHE = 2**18
-"""Bytes read at once for hashing: they stay in the processor's own cache."""
-
+_WAITING = 4  # pieces whose hashes are not done
 _FICLONE = 0x40049409  # linux/fs.h
 
 
@@ -68,20 +67,22 @@ def start_copy(
     """As `copy_edited`, but hashes and fsync are still on their way in `threads` when it returns
     (so that the next file can be copied): call the result to wait for them.
 
-    What lies before the first edit is hashed once. `threads` may have any number of workers.
+    What lies before the first edited tensor is hashed once. `threads` may have any number of
+    workers.
     """
-    same = min((part.offset for change in changes for part in change.edit.ranges), default=None)
-    start = threads.submit(_sha256, hashlib.sha256(), source, 0, same)
-    old = _hash_rest(threads, start, source, same)  # while the system copies
-    _copy_bytes(source, target)
-    with target.open("r+b") as file:
-        _edit(file, changes, kept, source)
-    new = _hash_rest(threads, start, target, same)
+    if _reflink(source, target):
+        with target.open("r+b") as file:
+            _edit_in_place(file, changes, kept, source)
+        old, new = (threads.submit(hash_part, blake3(), path) for path in (source, target))
+    else:
+        old, new = _pass_through(threads, source, target, changes, kept)
+    if target.stat().st_size != source.stat().st_size:
+        raise shorter(source)
     synced = threads.submit(sync_file, target)
 
     def finished() -> Hashes:
         synced.result()
-        return old.result().hexdigest(), new.result().hexdigest()
+        return named(old.result()), named(new.result())
 
     return finished
 
@@ -103,19 +104,16 @@ def compare_edited(
         size = os.fstat(old.fileno()).st_size
         if size != os.fstat(new.fileno()).st_size:
             raise CheckpointError(f"{target.name} has another length than its source.")
-        hashes = [
-            threads.submit(_sha256, hashlib.sha256(), path, 0, None) for path in (source, target)
-        ]
-        for start, stop in _untouched(size, changes):
-            if _read(old, start, stop, source) != _read(new, start, stop, target):
+        hashes = [threads.submit(hash_part, blake3(), path) for path in (source, target)]
+        for start, stop, change, first in _pieces(size, changes):
+            before, after = _read(old, start, stop, source), _read(new, start, stop, target)
+            if change is not None:
+                rows = _rows(before, change.edit), _rows(after, change.edit)
+                differing += _check_change(*rows, first, change, target.name)
+            elif before != after:
                 raise CheckpointError(f"{target.name} differs from its source outside the heads.")
-        for change in changes:
-            for first, start, stop in _row_pieces(change.edit):
-                before = _rows(_read(old, start, stop, source), change.edit)
-                after = _rows(_read(new, start, stop, target), change.edit)
-                differing += _check_change(before, after, first, change, target.name)
-        before_sha, after_sha = (one.result().hexdigest() for one in hashes)
-        return before_sha, after_sha, differing
+        before_hash, after_hash = (named(one.result()) for one in hashes)
+        return before_hash, after_hash, differing
 
 
 def share_or_copy(source: Path, target: Path) -> Literal["reflinked", "linked", "copied"]:
@@ -143,13 +141,67 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _copy_bytes(source: Path, target: Path) -> None:
-    """All bytes, by a reflink or by the system's own copying; never over another file."""
-    if not _reflink(source, target):
-        with target.open("xb"):
-            shutil.copyfile(source, target)
-    if target.stat().st_size != source.stat().st_size:
-        raise _shorter(source)
+def _pass_through(
+    threads: ThreadPoolExecutor,
+    source: Path,
+    target: Path,
+    changes: Sequence[Change],
+    kept: BinaryIO | None,
+) -> tuple[Future[blake3], Future[blake3]]:
+    """Copy piece by piece with the edits applied; the hashes of source and target, on their way.
+
+    Each hash is a chain of futures: a piece is added when those before it are.
+    """
+    old = new = threads.submit(blake3)
+    waiting: deque[Future[blake3]] = deque()
+    with source.open("rb") as reader, target.open("xb") as writer:
+        size = os.fstat(reader.fileno()).st_size
+        for start, stop, change, first in _pieces(size, changes):
+            data = _read(reader, start, stop, source)
+            if change is None:
+                after: bytes | memoryview = data
+            else:
+                after = _edited(data, change, first, kept).data
+                if new is old:  # the hashes part here, once all before is in both
+                    new = threads.submit(old.result().copy)
+                    new.result()
+            same = new is old
+            old = threads.submit(_added, old, data)
+            new = old if same else threads.submit(_added, new, after)
+            writer.write(after)
+            waiting.append(new)
+            if len(waiting) > _WAITING:
+                waiting.popleft().result()
+    return old, new
+
+
+def _added(digest: Future[blake3], data: bytes | memoryview) -> blake3:
+    """Submitted in order, so a worker has what this one waits for."""
+    return digest.result().update(data)
+
+
+def _edited(data: bytes, change: Change, first: int, kept: BinaryIO | None) -> Rows:
+    """Rows of an edited tensor with the new numbers; the old ones are appended to `kept`."""
+    edit = change.edit
+    rows = _rows(data, edit).copy()
+    old = edit.old(rows, first)
+    if kept is not None:
+        kept.write(old.data)
+    edit.put(rows, first, change.rewrite(old, edit.n_before(first)))
+    return rows
+
+
+def _pieces(size: int, changes: Sequence[Change]) -> Iterator[tuple[int, int, Change | None, int]]:
+    """(first byte, byte behind the last, change, first row of its tensor) of a file, in order."""
+    ordered = _in_file_order(changes)
+    starts = [0, *(change.edit.tensor.end for change in ordered)]
+    ends = [*(change.edit.tensor.offset for change in ordered), size]
+    for first, last, change in zip_longest(starts, ends, ordered):
+        for start in range(first, last, CHUNK):
+            yield start, min(start + CHUNK, last), None, 0
+        if change is not None:
+            for row, start, stop in _row_pieces(change.edit):
+                yield start, stop, change, row
 
 
 def _reflink(source: Path, target: Path) -> bool:
@@ -164,16 +216,14 @@ def _reflink(source: Path, target: Path) -> bool:
     return False
 
 
-def _edit(file: BinaryIO, changes: Sequence[Change], kept: BinaryIO | None, path: Path) -> None:
+def _edit_in_place(
+    file: BinaryIO, changes: Sequence[Change], kept: BinaryIO | None, path: Path
+) -> None:
     """Write the new numbers over the old ones, tensor by tensor in file order."""
-    for change in _in_file_order(changes):
-        edit = change.edit
-        for first, start, stop in _row_pieces(edit):
-            rows = _rows(_read(file, start, stop, path), edit).copy()
-            old = edit.old(rows, first)
-            if kept is not None:
-                kept.write(old.data)
-            edit.put(rows, first, change.rewrite(old, edit.n_before(first)))
+    size = os.fstat(file.fileno()).st_size
+    for start, stop, change, first in _pieces(size, changes):
+        if change is not None:
+            rows = _edited(_read(file, start, stop, path), change, first, kept)
             file.seek(start)
             file.write(rows.data)
     file.flush()
@@ -189,46 +239,6 @@ def _row_pieces(edit: TensorEdit) -> Iterator[tuple[int, int, int]]:
 def _rows(data: bytes, edit: TensorEdit) -> Rows:
     """Bytes of whole rows, a row of the tensor to a row."""
     return np.frombuffer(data, np.uint8).reshape(-1, edit.tensor.n_bytes // edit.tensor.shape[0])
-
-
-def _hash_rest(
-    threads: ThreadPoolExecutor, start: Future[_Hash], path: Path, same: int | None
-) -> Future[_Hash]:
-    """Go on from the hash of the common `start` to the end of a file; None: there is no more."""
-    if same is None:
-        return start
-    # `start` was submitted earlier, so a worker has it before this one waits for it
-    return threads.submit(lambda: _sha256(start.result().copy(), path, same, None))
-
-
-def _sha256(digest: _Hash, path: Path, start: int, stop: int | None) -> _Hash:
-    """Go on with a digest over the bytes of a file from `start` to `stop` (None: the end)."""
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        left = (size if stop is None else stop) - start
-        buffer = memoryview(bytearray(min(IN_CACHE, max(1, left))))
-        file.seek(start)
-        while left:
-            n = file.readinto(buffer[: min(left, len(buffer))])
-            if not n:
-                raise _shorter(path)
-            digest.update(buffer[:n])
-            left -= n
-    return digest
-
-
-def _shorter(path: Path) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"{path} became shorter while it was read: try again.")
-
-
-def _untouched(size: int, changes: Sequence[Change]) -> Iterator[tuple[int, int]]:
-    """Pieces of a file outside the edited tensors."""
-    tensors = [change.edit.tensor for change in _in_file_order(changes)]
-    starts = [0, *(tensor.end for tensor in tensors)]
-    ends = [*(tensor.offset for tensor in tensors), size]
-    for first, last in zip(starts, ends, strict=True):
-        for start in range(first, last, CHUNK):
-            yield start, min(start + CHUNK, last)
 
 
 def _read(file: BinaryIO, start: int, stop: int, path: Path) -> bytes:

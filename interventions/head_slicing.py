@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..models.checkpoint_files import file_sha256
 from ..models.errors import CheckpointError, DamagedCheckpointError
 from ..models.types import HeadId
 from ..results.provenance import JSON, utc_now
 from .checkpoint_verify import file_problem
 from .edited_copies import compare_edited, copy_edited
+from .file_digests import file_digest
 from .new_folder import new_folder, write_file
 from .prune_manifest import (
     CARD,
@@ -35,7 +35,7 @@ from .slicing_plan import SlicingPlan, new_config, plan_slicing
 
 __all__ = ["SLICE_SCHEMA", "SlicingPlan", "plan_slicing", "slice_checkpoint", "verify_sliced"]
 
-SLICE_SCHEMA = "mnemoscope/slice-manifest/1"
+SLICE_SCHEMA = "mnemoscope/slice-manifest/2"
 
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
@@ -77,7 +77,7 @@ def slice_checkpoint(
 
 
 def verify_sliced(out: Path, source: Path | None = None) -> None:
-    """Check a sliced folder against its manifest: every file's SHA-256; the card may have changed.
+    """Check a sliced folder against its manifest: every file's hash; the card may have changed.
 
     With `source`, also cut the heads out of it once more and compare every tensor. Raises
     `DamagedCheckpointError` listing what is wrong, `CheckpointError` when this is no sliced folder
@@ -88,12 +88,12 @@ def verify_sliced(out: Path, source: Path | None = None) -> None:
     if record is None or record.get("schema") != SLICE_SCHEMA:
         raise CheckpointError(f"{out} has no {SLICE_SCHEMA}: it was not sliced by Mnemoscope.")
     try:
-        expected = {name: entry["sha256_after"] for name, entry in record["shards"].items()}
+        expected = {name: entry["hash_after"] for name, entry in record["shards"].items()}
         expected |= record["files"]
         heads = [HeadId(entry["layer"], entry["head"]) for entry in record["heads"]]
     except (TypeError, KeyError, AttributeError) as error:
         raise DamagedCheckpointError(f"{out / MANIFEST} is damaged ({error!r}).") from error
-    wrong = [found for name, sha in expected.items() if (found := file_problem(out, name, sha))]
+    wrong = [found for name, noted in expected.items() if (found := file_problem(out, name, noted))]
     if wrong:
         raise DamagedCheckpointError(
             f"{out} is not what its manifest says: {'; '.join(sorted(wrong))}. Slice the source "
@@ -114,7 +114,7 @@ def _planned_again(plan: SlicingPlan) -> SlicingPlan:
 
 
 def _written(plan: SlicingPlan, folder: Path) -> dict[str, tuple[str, str]]:
-    """Every file cut, rewritten or copied, and compared: name to SHA-256 before and after."""
+    """Every file cut, rewritten or copied, and compared: name to its hash before and after."""
     hashes = {}
     for shard in plan.shards:
         source, target = plan.source / shard.name, folder / shard.name
@@ -125,7 +125,7 @@ def _written(plan: SlicingPlan, folder: Path) -> dict[str, tuple[str, str]]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in (_CONFIG, _INDEX):
             write_file(target, _rewritten(plan, name))
-            hashes[name] = file_sha256(source), file_sha256(target)
+            hashes[name] = file_digest(source), file_digest(target)
         else:
             copy_edited(source, target)
             before, after, _ = compare_edited(source, target)
@@ -166,8 +166,8 @@ def _manifest(
         "source": source_record(masking),
         "shards": {
             shard.name: {
-                "sha256_before": hashes[shard.name][0],
-                "sha256_after": hashes[shard.name][1],
+                "hash_before": hashes[shard.name][0],
+                "hash_after": hashes[shard.name][1],
                 "cuts": [_cut_record(cut) for cut in shard.cuts],
             }
             for shard in plan.shards

@@ -22,7 +22,7 @@ from .pruning_plan import MANIFEST, PruningPlan
 from .pruning_text import counted
 from .safetensors_bytes import TensorEdit
 
-MANIFEST_SCHEMA = "mnemoscope/prune-manifest/2"
+MANIFEST_SCHEMA = "mnemoscope/prune-manifest/3"
 CARD = "README.md"
 
 
@@ -32,7 +32,8 @@ class Written:
 
     how: str
     before: str | None
-    """SHA-256 in the source. None where bytes were shared, not read, and nobody had noted it."""
+    """Hash in the source (`file_digests`). None where bytes were shared, not read, and nobody had
+    noted it."""
     after: str | None
 
 
@@ -81,8 +82,8 @@ def manifest_record(
         "source": source_record(plan),
         "shards": {
             shard.name: {
-                "sha256_before": written[shard.name].before,
-                "sha256_after": written[shard.name].after,
+                "hash_before": written[shard.name].before,
+                "hash_after": written[shard.name].after,
                 "bytes": shard.size,
                 "how": written[shard.name].how,
                 "edits": [edit_record(edit) for name, edit in plan.all_edits if name == shard.name],
@@ -263,14 +264,22 @@ def _parsed(raw: Mapping[str, Any]) -> Manifest:
         projection=raw["projection"],
         all_shared=bool(raw["all_shared"]),
         shards={
-            name: Written(str(entry["how"]), entry["sha256_before"], entry["sha256_after"])
+            name: Written(
+                str(entry["how"]), _hash(entry["hash_before"]), _hash(entry["hash_after"])
+            )
             for name, entry in shards.items()
         },
         sizes={name: int(entry["bytes"]) for name, entry in shards.items()},
         edits={name: tuple(entry["edits"]) for name, entry in shards.items()},
-        files=dict(raw["files"]),
-        undo=dict(raw["undo"]),
+        files={name: str(_hash(noted)) for name, noted in raw["files"].items()},
+        undo={name: str(_hash(noted)) for name, noted in raw["undo"].items()},
     )
+
+
+def _hash(noted: Any) -> str | None:
+    if noted is not None and not re.fullmatch(r"(blake3|sha256):[0-9a-f]{64}", noted):
+        raise ValueError(f"{noted[:20]!r} is no hash")
+    return noted
 
 
 def _check_name(name: str) -> None:

@@ -17,9 +17,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..models.checkpoint_files import TensorEntry
-from ..models.errors import CheckpointError, DamagedCheckpointError
+from ..models.errors import CheckpointError
+from .file_digests import shorter
 
-CHUNK = 4 * 2**20
+CHUNK = 2**20
 """Bytes held at once from one file; a multiple of every item size."""
 
 FLOATS: dict[str, torch.dtype] = {
@@ -205,7 +206,7 @@ def read_exactly(file: BinaryIO, n_bytes: int, path: Path) -> bytes:
     """The next bytes of a file. Raises `DamagedCheckpointError` where there are fewer."""
     data = file.read(n_bytes)
     if len(data) < n_bytes:
-        raise DamagedCheckpointError(f"{path} became shorter while it was read: try again.")
+        raise shorter(path)
     return data
 
 

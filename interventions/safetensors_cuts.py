@@ -7,7 +7,6 @@ stays: the order of its tensors, their dtypes and the header's metadata. The res
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -18,12 +17,14 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
+from blake3 import blake3
 from jaxtyping import Bool
 from safetensors import safe_open
 from torch import Tensor
 
-from ..models.checkpoint_files import TensorEntry, file_sha256, read_header
+from ..models.checkpoint_files import TensorEntry, read_header
 from ..models.errors import CheckpointError
+from .file_digests import file_digest, named
 from .safetensors_bytes import CHUNK, FLOATS, framed, read_exactly
 
 
@@ -69,11 +70,11 @@ class TensorCut:
 
 
 def copy_cut(source: Path, target: Path, cuts: Sequence[TensorCut]) -> str:
-    """Write `target` with the cuts made, and fsync it. Returns the SHA-256 of the *source*.
+    """Write `target` with the cuts made, and fsync it. Returns the hash of the *source*.
 
     Memory: a few times `CHUNK`, or one row where that is longer.
     """
-    digest = hashlib.sha256()
+    digest = blake3()
     by_name = {cut.tensor.name: cut for cut in cuts}
     with source.open("rb") as reader, target.open("xb") as writer:
         prefix = read_exactly(reader, 8, source)
@@ -86,14 +87,14 @@ def copy_cut(source: Path, target: Path, cuts: Sequence[TensorCut]) -> str:
                 writer.write(kept)
         writer.flush()
         os.fsync(writer.fileno())
-    return digest.hexdigest()
+    return named(digest)
 
 
 def compare_cut(source: Path, target: Path, cuts: Sequence[TensorCut]) -> str:
     """Prove that `target` holds the cut tensors, and all others and the metadata unchanged.
 
     The cut tensors of both files are read again by the safetensors library, one at a time, not by
-    our offsets. Returns the SHA-256 of the *target*; raises `CheckpointError`.
+    our offsets. Returns the hash of the *target*; raises `CheckpointError`.
     """
     old = {tensor.name: tensor for tensor in read_header(source).tensors}
     new = {tensor.name: tensor for tensor in read_header(target).tensors}
@@ -110,7 +111,7 @@ def compare_cut(source: Path, target: Path, cuts: Sequence[TensorCut]) -> str:
         raise CheckpointError(
             f"{target.name} is not its source with the heads cut out: slice the source again."
         )
-    return file_sha256(target)
+    return file_digest(target)
 
 
 def _new_header(text: bytes, cuts: Mapping[str, TensorCut]) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from blake3 import blake3
 from families import FAMILIES, ids, tiny
 from mnemoscope.interventions.checkpoint_surgery import plan_pruning, prune_checkpoint
 from mnemoscope.models import HeadId, TokenBatch, wrap
@@ -19,6 +20,11 @@ HEADS = (HeadId(0, 1), HeadId(2, 3), HeadId(2, 0))
 
 
 ASKED = ("factor", "mean_outputs", "projection", "all_shared", "allow_no_tokenizer")
+
+
+def hash_of(content: bytes) -> str:
+    """As manifests write it."""
+    return f"blake3:{blake3(content).hexdigest()}"
 
 
 def save(

@@ -1,6 +1,5 @@
 """A pruned folder is its source with the heads' output weights at zero; all else is the same."""
 
-import hashlib
 import json
 import tracemalloc
 
@@ -11,6 +10,7 @@ from checkpoints import (
     batch,
     bits,
     files,
+    hash_of,
     head_block,
     load,
     projection_name,
@@ -20,7 +20,7 @@ from checkpoints import (
     weights,
 )
 from families import FAMILIES, ids, tiny
-from mnemoscope.interventions import safetensors_bytes
+from mnemoscope.interventions import edited_copies, safetensors_bytes
 from mnemoscope.interventions.checkpoint_surgery import (
     DELTA,
     MANIFEST,
@@ -172,7 +172,7 @@ def test_manifest_records_what_was_done(llama, tmp_path):
         copy_untouched=True,
     )
     record = json.loads((out / MANIFEST).read_text())
-    assert record["schema"] == "mnemoscope/prune-manifest/2"
+    assert record["schema"] == "mnemoscope/prune-manifest/3"
     assert record["source"]["path"] == str(llama)
     assert record["source"]["manifest"] is None
     assert record["extra"] == {"run_id": "ph3-12", "scores": {"L2.H3": 0.25}}
@@ -182,14 +182,14 @@ def test_manifest_records_what_was_done(llama, tmp_path):
     for name, entry in record["shards"].items():
         assert entry["how"] == ("edited" if entry["edits"] else "copied")
         assert entry["bytes"] == (out / name).stat().st_size
-        assert entry["sha256_before"] == hashlib.sha256((llama / name).read_bytes()).hexdigest()
-        assert entry["sha256_after"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
-        assert (entry["sha256_before"] == entry["sha256_after"]) == (not entry["edits"])
-    for name, sha256 in record["undo"].items():
-        assert sha256 == hashlib.sha256((out / name).read_bytes()).hexdigest()
+        assert entry["hash_before"] == hash_of((llama / name).read_bytes())
+        assert entry["hash_after"] == hash_of((out / name).read_bytes())
+        assert (entry["hash_before"] == entry["hash_after"]) == (not entry["edits"])
+    for name, noted in record["undo"].items():
+        assert noted == hash_of((out / name).read_bytes())
     assert record["command"]
     assert record["environment"]["torch"] == torch.__version__
-    assert record["files"]["config.json"] == hashlib.sha256(files(llama)["config.json"]).hexdigest()
+    assert record["files"]["config.json"] == hash_of(files(llama)["config.json"])
 
 
 def test_pruning_twice_changes_no_weight_and_nests_the_manifest(llama, tmp_path):
@@ -235,7 +235,8 @@ def test_links_into_a_download_cache_become_files(llama, tmp_path):
 
 def test_no_shard_is_ever_held_whole(tmp_path, monkeypatch):
     size = save_wide(tmp_path / "source")
-    monkeypatch.setattr(safetensors_bytes, "CHUNK", 2**16)
+    for module in (safetensors_bytes, edited_copies):
+        monkeypatch.setattr(module, "CHUNK", 2**16)
     tracemalloc.start()
     out = prune(tmp_path / "source", tmp_path / "out", [HeadId(1, 3), HeadId(1, 4)])
     verify_pruned(out)

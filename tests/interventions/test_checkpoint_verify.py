@@ -1,6 +1,5 @@
 """Verification finds whatever differs from the manifest and, with the source, any byte."""
 
-import hashlib
 import json
 import shutil
 
@@ -9,6 +8,7 @@ import torch
 from checkpoints import (
     HEADS,
     O_PROJ,
+    hash_of,
     prune,
     save,
     weights,
@@ -80,11 +80,11 @@ def test_a_forged_folder_is_found_with_the_source(llama, tmp_path, place):
     content = bytearray((out / name).read_bytes())
     content[{"outside": run.offset + run.length, "inside": run.offset}.get(place, -1)] ^= 1
     (out / name).write_bytes(content)
-    sha = hashlib.sha256(content).hexdigest()
+    noted = hash_of(content)
     if place == "delta":
-        record["undo"][DELTA] = sha
+        record["undo"][DELTA] = noted
     else:
-        record["shards"][name]["sha256_after"] = sha
+        record["shards"][name]["hash_after"] = noted
     if place == "size":
         record["shards"][name]["bytes"] += 1
     (out / MANIFEST).write_text(json.dumps(record))

@@ -104,7 +104,7 @@ class Failing:
 
 
 PLACES = [
-    (edited_copies, "_edit", 2),
+    (edited_copies, "_edited", 2),
     (surgery, "share_or_copy", 1),
     (surgery, "_start_file", 3),
     (surgery, "write_file", 1),

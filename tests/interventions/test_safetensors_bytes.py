@@ -1,6 +1,7 @@
 """Byte ranges against NumPy slicing, headers against the safetensors library, copies in chunks."""
 
 import json
+import shutil
 import struct
 import tracemalloc
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mnemoscope.interventions import edited_copies as copies
 from mnemoscope.interventions import safetensors_bytes as sb
-from mnemoscope.models.checkpoint_files import file_sha256, read_header
+from mnemoscope.interventions.file_digests import file_digest
+from mnemoscope.models.checkpoint_files import read_header
 from mnemoscope.models.errors import CheckpointError, DamagedCheckpointError
 from safetensors.torch import load_file, save_file
 
@@ -43,6 +45,11 @@ def raw_file(path: Path, header: object, data: bytes) -> Path:
     return path
 
 
+def copied(source: Path, target: Path) -> bool:
+    shutil.copyfile(source, target)
+    return True
+
+
 @settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_ranges_are_the_bytes_that_numpy_slices(data, tmp_path_factory):
@@ -54,6 +61,7 @@ def test_ranges_are_the_bytes_that_numpy_slices(data, tmp_path_factory):
     heads = data.draw(st.sets(st.integers(0, n_heads - 1), min_size=1))
     factor = data.draw(st.sampled_from([0.0, 0.5, -1.0, 2.0]))
     chunk = data.draw(st.sampled_from([8, 16, 64, 4096]))
+    shares = data.draw(st.booleans())
     matrix = matrix_file(path, dtype, shape)
     edit = edit_of(path, axis, tuple((h * d_v, (h + 1) * d_v) for h in sorted(heads)))
 
@@ -76,6 +84,8 @@ def test_ranges_are_the_bytes_that_numpy_slices(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for module in (sb, copies):
             patch.setattr(module, "CHUNK", chunk)
+        if shares:  # as on a file system whose files can share blocks
+            patch.setattr(copies, "_reflink", copied)
         target = path.with_name(f"out-{chunk}")
         change = sb.scaling(edit, factor)
         with target.with_suffix(".kept").open("w+b") as kept:
@@ -84,7 +94,7 @@ def test_ranges_are_the_bytes_that_numpy_slices(data, tmp_path_factory):
             assert kept.read() == whole[in_file].tobytes()
             restored = path.with_name("restored")
             back = copies.copy_edited(target, restored, [sb.restoring(edit, kept, 0)])
-        assert hashes == (file_sha256(path), file_sha256(target)) == back[::-1]
+        assert hashes == (file_digest(path), file_digest(target)) == back[::-1]
         assert restored.read_bytes() == path.read_bytes()
         compared = copies.compare_edited(path, target, [change])
         assert compared[:2] == hashes
@@ -209,4 +219,4 @@ def test_a_file_is_never_held_whole(tmp_path, monkeypatch):
     copies.compare_edited(path, target, [change])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 10 * 2**17 < path.stat().st_size / 5
+    assert peak < 12 * 2**17 < path.stat().st_size / 5
