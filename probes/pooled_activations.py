@@ -20,7 +20,7 @@ from ..data.facts.designs import Prompt
 from ..models.batching import adaptive
 from ..models.errors import MnemoscopeError, PromptError
 from ..models.hooked import HookedModel
-from ..models.tokens import TokenBatch, encode
+from ..models.tokens import TokenBatch, encode, encode_with_offsets
 from ..models.types import Site
 from .elicitation import Progress, silent
 
@@ -186,14 +186,13 @@ def _offsets(model: HookedModel, batch: TokenBatch, prompts: Sequence[Prompt]) -
             f"the tokenizer of {model.name} gives no character offsets, which this pooling needs: "
             "load its fast version or choose a pooling of all tokens or the last one."
         )
-    given = tokenizer([p.text for p in prompts], return_offsets_mapping=True, verbose=False)
+    given = encode_with_offsets(tokenizer, [p.text for p in prompts])
     offsets = torch.zeros(*batch.ids.shape, 2, dtype=torch.long)
-    mask, ids = batch.mask.cpu(), batch.ids.cpu()
-    for i in range(len(batch)):
-        n = int(mask[i].sum())  # a trailing EOS of the tokenizer is no part of the batch
-        if given["input_ids"][i][:n] != ids[i][mask[i]].tolist():
+    here = batch.to("cpu")
+    for i, (ids, places) in enumerate(given):
+        if ids != here.row(i).tolist():
             raise PromptError(f"row {i} of the batch is not the prompt {prompts[i].text!r}.")
-        offsets[i, mask[i]] = torch.tensor(given["offset_mapping"][i][:n])
+        offsets[i, here.mask[i]] = torch.tensor(places)
     return offsets.to(batch.ids.device)
 
 
