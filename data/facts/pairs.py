@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from .answers import confusable, leaks
+from .answers import leaks
 from .items import Relation
 
 Way = Literal["forward", "reverse"]
@@ -111,12 +111,12 @@ def usable_pairs(relation: PairRelation) -> UsablePairs:
         [pair.b for pair in relation.pairs]
     )
     kept: list[Pair] = []
-    dropped = {"several partners": 0, "answer in the prompt": 0, "names confusable": 0}
+    dropped = {"several partners": 0, "one name in the other": 0, "answer in the prompt": 0}
     for pair in relation.pairs:
         if pair.a in many or pair.b in many:
             dropped["several partners"] += 1
-        elif confusable(pair.a, [pair.b]):
-            dropped["names confusable"] += 1
+        elif leaks(pair.a, [pair.b]) or leaks(pair.b, [pair.a]):
+            dropped["one name in the other"] += 1
         elif any(
             leaks(relation.prompt(pair, way, i), pair.answers(way))
             for way in WAYS
