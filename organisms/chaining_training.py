@@ -27,6 +27,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..models.errors import MnemoscopeError
 from ..results.errors import RunFolderError
+from ..results.statistics import chance_mrr
 from ..results.storage import write_atomic
 from .chaining_models import (
     CHAINING_ARMS,
@@ -47,7 +48,7 @@ from .forward_chaining import (
     make_chaining_world,
 )
 from .reversal_arms import Arm
-from .reversal_metrics import Recall, chance_mrr, ranks, recall
+from .reversal_metrics import Recall, ranks, recall
 from .reversal_models import NamePredictor, ToyModel
 from .reversal_training import Progress, batch_rows
 

@@ -91,11 +91,6 @@ class RoleStates:
         return self.perceived[ids], sums / facts[:, None]
 
 
-def chance_mrr(n: int) -> float:
-    """Expected reciprocal rank of a random order of `n`: the harmonic number `H_n / n`."""
-    return float((1 / np.arange(1, n + 1)).mean())
-
-
 def ranks(
     scores: Float[Tensor, "query entity"], right: Int[Tensor, " query"]
 ) -> Float[np.ndarray, " query"]:

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 
 from ..results.errors import RunFolderError
+from ..results.statistics import chance_mrr
 from .reversal_arms import arm_named
-from .reversal_metrics import chance_mrr
 from .reversal_training import ToyMeasure, ToyResult, measure_of, read_result
 
 RECORD = Path(__file__).with_name("reversal_record") / "small.json"

@@ -27,10 +27,9 @@ from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..results.kept_units import kept_arrays
 from ..results.run import Run
-from ..results.statistics import bootstrap_mean, sign_flip_p
+from ..results.statistics import bootstrap_mean, chance_mrr, sign_flip_p
 from .elicitation import Progress, silent
 from .role_maps import fit_role_map
-from .role_similarity import chance_mrr
 from .role_states import RoleStates
 from .role_swaps import edited_name_scores, name_ranks, strided_layers
 from .swap_vectors import SwapVectors, swap_vectors

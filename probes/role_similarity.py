@@ -156,11 +156,6 @@ def permuted_mrr(
     return np.stack([table[:, np.arange(n), rng.permutation(n)].mean(axis=1) for _ in range(draws)])
 
 
-def chance_mrr(n: int) -> float:
-    """H_n/n, the MRR of a random order of `n` candidates."""
-    return float(_harmonic(n)[n] / n)
-
-
 def cosines(
     a: Float[np.ndarray, "layer query d"], b: Float[np.ndarray, "layer key d"]
 ) -> Float[np.ndarray, "layer query key"]:

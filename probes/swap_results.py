@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 
 from ..data.facts.pairs import Pair
 from ..models.errors import MnemoscopeError
-from ..results.statistics import Interval, bootstrap_mean, sign_flip_p
-from .role_similarity import chance_mrr
+from ..results.statistics import Interval, bootstrap_mean, chance_mrr, sign_flip_p
 from .swap_vectors import Arm
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "bootstrap_mean",
     "bootstrap_p",
     "bootstrap_weights",
+    "chance_mrr",
     "matched_random_heads",
     "mcnemar",
     "paired_difference",
@@ -229,6 +230,16 @@ def mcnemar(a_correct: Bool[np.ndarray, " n"], b_correct: Bool[np.ndarray, " n"]
     if only_a + only_b == 0:
         return McNemar(0, 0, 1.0)
     return McNemar(only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue))
+
+
+def chance_mrr(n: int) -> float:
+    """Expected reciprocal rank of a random order of `n` candidates: the harmonic number `H_n / n`.
+
+    Raises `StatisticsError` for no candidate.
+    """
+    if n < 1:
+        raise StatisticsError("a rank needs at least one candidate.")
+    return float((1 / np.arange(1, n + 1)).mean())
 
 
 def wilson(k: int, n: int, *, level: float = 0.95) -> Proportion:

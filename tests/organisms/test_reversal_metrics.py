@@ -15,7 +15,6 @@ from mnemoscope.organisms.reversal_data import (
     shared_tokens,
 )
 from mnemoscope.organisms.reversal_metrics import (
-    chance_mrr,
     consistency,
     entanglement,
     entity_ranks,
@@ -26,6 +25,7 @@ from mnemoscope.organisms.reversal_metrics import (
     token_mrr,
 )
 from mnemoscope.organisms.reversal_models import NamePredictor, ToyModel
+from mnemoscope.results.statistics import chance_mrr
 from torch import Tensor
 
 WORLD = make_world(WorldSettings(n_a=40, n_b=32, relation_pairs=2, multiplicity=3, seed=0))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mnemoscope.models.errors import MnemoscopeError
 from mnemoscope.organisms.reversal_arms import ARMS, PRESETS
-from mnemoscope.organisms.reversal_metrics import Consistency, Entanglement, Recall, chance_mrr
+from mnemoscope.organisms.reversal_metrics import Consistency, Entanglement, Recall
 from mnemoscope.organisms.reversal_runs import (
     CURVES,
     RECORD,
@@ -29,6 +29,7 @@ from mnemoscope.organisms.reversal_study import (
 )
 from mnemoscope.organisms.reversal_training import ToyMeasure, train_toy
 from mnemoscope.results.errors import RunFolderError
+from mnemoscope.results.statistics import chance_mrr
 from scipy import stats
 
 TINY = replace(

@@ -13,7 +13,7 @@ from mnemoscope.models.errors import MnemoscopeError
 from mnemoscope.organisms import reversal_training
 from mnemoscope.organisms.reversal import main, toy_folder
 from mnemoscope.organisms.reversal_arms import ARMS, PRESETS
-from mnemoscope.organisms.reversal_metrics import chance_mrr, entity_ranks, probe_facts
+from mnemoscope.organisms.reversal_metrics import entity_ranks, probe_facts
 from mnemoscope.organisms.reversal_training import (
     ToyResult,
     batch_rows,
@@ -23,6 +23,7 @@ from mnemoscope.organisms.reversal_training import (
     train_toy,
 )
 from mnemoscope.results.errors import RunFolderError
+from mnemoscope.results.statistics import chance_mrr
 
 TINY = replace(
     PRESETS["miniature"], n_a=40, n_b=24, width=8, batch=32, warmup=4, eval_every=5, probes=10

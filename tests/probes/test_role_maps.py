@@ -15,8 +15,8 @@ from mnemoscope.probes.role_maps import (
     fit_role_maps,
     mapped_retrieval,
 )
-from mnemoscope.probes.role_similarity import chance_mrr
 from mnemoscope.results.errors import StatisticsError
+from mnemoscope.results.statistics import chance_mrr
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from mnemoscope.probes.role_similarity import (
-    chance_mrr,
     cosines,
     hub_corrected,
     permuted_mrr,
@@ -15,7 +14,7 @@ from mnemoscope.probes.role_similarity import (
     role_similarity,
 )
 from mnemoscope.results.errors import StatisticsError
-from mnemoscope.results.statistics import bootstrap_weights
+from mnemoscope.results.statistics import bootstrap_weights, chance_mrr
 
 LAYERS, N, D = 3, 24, 40
 
