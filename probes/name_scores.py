@@ -48,6 +48,7 @@ def score_names(
     names: Sequence[str],
     *,
     whole: Sequence[Sequence[int]] | None = None,
+    among: Bool[np.ndarray, "prompt name"] | None = None,
     edits: EditsOf | None = None,
     rows: int = ROWS,
     progress: Progress = silent,
@@ -60,7 +61,8 @@ def score_names(
     `whole` asks for ranks only: the indices of the names that each prompt needs whole, the one to
     be ranked first. Another name is then read only where it may still be as likely as that one;
     elsewhere its score is that of its first token, an upper bound that lies below, so that ranks
-    stay exact. `edits` change the reading of the prompts; names stand behind what was edited.
+    stay exact. `among` says which names are to be ranked with it at all. `edits` change the reading
+    of the prompts; names stand behind what was edited.
 
     Memory: the result, keys and values of `rows` rows, and at most 256 MB of logits. Raises
     `PromptError` for an empty name or prompt, a name that merges with a prompt, or more tokens than
@@ -69,6 +71,7 @@ def score_names(
     if not prompts or not names:
         raise MnemoscopeError("there is nothing to score: give at least one prompt and one name.")
     needed = _needed(whole, len(prompts), len(names))
+    rivals_of = np.ones_like(needed) if among is None else among
     asked = [encode(model.text_tokenizer, prompt) for prompt in prompts]
     told = [tuple(answer_tokens(model, prompt, name) for name in names) for prompt in prompts]
     for ids, given in zip(asked, told, strict=True):
@@ -80,7 +83,8 @@ def score_names(
         def read(batch: Sequence[int], tree: NameTree = tree) -> np.ndarray:
             pass_ = _Prompts(model, [asked[i] for i in batch], edits and edits(batch))
             first = None if whole is None else np.array([whole[i][0] for i in batch])
-            return _scored(pass_, tree, needed[list(batch)], first, rows)
+            here = list(batch)
+            return _scored(pass_, tree, needed[here], first, rivals_of[here], rows)
 
         starts = range(0, len(indices), PROMPTS)
         for batch, found in adaptive([indices[s : s + PROMPTS] for s in starts], read):
@@ -221,15 +225,16 @@ def _scored(
     tree: NameTree,
     needed: Bool[np.ndarray, "prompt name"],
     first: Int[np.ndarray, " prompt"] | None,
+    among: Bool[np.ndarray, "prompt name"],
     rows: int,
 ) -> Float[np.ndarray, "prompt name"]:
-    """Scores of the needed names, and of those that may be as likely as the `first` one."""
+    """Scores of the needed names, and of those `among` which may be as likely as the `first`."""
     scores = prompts.log_probs[:, torch.as_tensor(tree.first)].double().cpu().numpy()
     read = np.zeros((len(scores), len(tree.stems)), dtype=bool)
     _read(prompts, tree, needed, scores, read, rows)
     if first is not None:
         own = np.take_along_axis(scores, first[:, None], axis=1)
-        _read(prompts, tree, scores >= own, scores, read, rows)
+        _read(prompts, tree, (scores >= own) & among, scores, read, rows)
     return scores
 
 

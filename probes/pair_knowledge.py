@@ -23,6 +23,8 @@ from .name_scores import ranks_of, rivals, score_names
 
 SHARE = 0.95
 """Share of other answers that a known one is likelier than."""
+RIVALS = 40
+"""Other answers that each right one is compared with, drawn at random where there are more."""
 MIN_PAIRS = 64
 Rule = Literal["percentile", "greedy"]
 
@@ -80,10 +82,10 @@ def known_pairs(
 ) -> KnownPairs:
     """The pairs of the relation that the model knows in this direction, in their order.
 
-    Only pairs that can be asked both ways count (`usable_pairs`); every other pair's answer is
-    compared with, save those that hold the right one or are held by it. Cost: each prompt once, and
-    the answers that could win behind it. Raises `MnemoscopeError` when fewer than `min_pairs`
-    remain, `PromptError` for names that merge with a prompt.
+    Only pairs that can be asked both ways count (`usable_pairs`). Up to `RIVALS` other pairs'
+    answers are compared with, none that holds the right one or is held by it. Cost: each prompt
+    once, and the answers that could win behind it. Raises `MnemoscopeError` when fewer than
+    `min_pairs` remain, `PromptError` for names that merge with a prompt.
     """
     if rule not in get_args(Rule) or not wordings:
         raise MnemoscopeError(
@@ -137,9 +139,19 @@ def _shares(
     """Share of the other answers that are less likely than the right one."""
     prompts = [relation.prompt(pair, way, wording) for pair in relation.pairs]
     names = [pair.asked(way) for pair in relation.pairs]
-    own, among = range(len(names)), rivals(names)
-    scores = score_names(model, prompts, names, whole=[(i,) for i in own], progress=progress)
+    own, among = range(len(names)), _some(rivals(names))
+    whole = [(i,) for i in own]
+    scores = score_names(model, prompts, names, whole=whole, among=among, progress=progress)
     return 1 - (ranks_of(scores, own, among) - 1) / np.maximum(1, among.sum(axis=1))
+
+
+def _some(
+    among: Bool[np.ndarray, "prompt name"],
+) -> Bool[np.ndarray, "prompt name"]:
+    """`RIVALS` of each prompt's names, the same ones every time: all take part equally often."""
+    order = np.random.default_rng(0).random(among.shape)
+    place = np.where(among, order, np.inf).argsort(axis=1).argsort(axis=1)
+    return np.asarray(among & (place < RIVALS))
 
 
 def _given(

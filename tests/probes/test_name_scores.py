@@ -100,6 +100,9 @@ def test_names_that_cannot_win_are_not_read_and_ranks_stay_exact(seed: int) -> N
     np.testing.assert_allclose(pruned[rows, own], full[rows, own], atol=1e-9)
     assert (pruned >= full - 1e-9).all()
     whole = np.abs(pruned - full) < 1e-9
+    some = np.random.default_rng(seed).random(full.shape) < 0.5
+    fewer = score_names(model, PROMPTS, NAMES, whole=[(i,) for i in own], among=some)
+    assert list(ranks_of(fewer, own, some)) == list(ranks_of(full, own, some))
     assert (pruned[~whole] < np.broadcast_to(full[rows, own][:, None], full.shape)[~whole]).all()
 
 

@@ -12,6 +12,7 @@ from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.load import load_model
 from mnemoscope.models.random_weights import random_initialised
 from mnemoscope.organisms.engram.pairs import engram_pairs
+from mnemoscope.probes import pair_knowledge
 from mnemoscope.probes.name_scores import rivals, score_names
 from mnemoscope.probes.pair_knowledge import gives, known_pairs, tokens_for
 from pair_ground import MOTHERS, tiny_reader
@@ -64,6 +65,19 @@ def test_the_share_of_less_likely_answers_is_counted_over_rivals() -> None:
         scores = score_names(model, prompts, names)
         for i, share in enumerate(found.scores[row]):
             assert share == pytest.approx((scores[i][among[i]] < scores[i, i]).mean())
+
+
+def test_of_many_rivals_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_knowledge, "RIVALS", 2)
+    among = rivals([pair.a for pair in MOTHERS.pairs])
+    drawn = pair_knowledge._some(among)
+    assert not (drawn & ~among).any()
+    assert drawn.sum(axis=1).tolist() == np.minimum(2, among.sum(axis=1)).tolist()
+    found = known_pairs(tiny_reader(), MOTHERS, way="reverse", min_pairs=0)
+    prompts = [MOTHERS.prompt(pair, "reverse") for pair in MOTHERS.pairs]
+    scores = score_names(tiny_reader(), prompts, [pair.a for pair in MOTHERS.pairs])
+    for i, share in enumerate(found.scores[0]):
+        assert share == pytest.approx((scores[i][drawn[i]] < scores[i, i]).mean())
 
 
 def test_half_of_the_wordings_decide() -> None:
