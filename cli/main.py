@@ -19,6 +19,7 @@ from ..models.errors import (
 )
 from .commands import (
     app_command,
+    binding,
     demo_command,
     heads,
     models,
@@ -43,6 +44,7 @@ app.add_typer(heads.app, name="heads")
 app.add_typer(neurons.app, name="neurons")
 app.add_typer(retrieval.app, name="retrieval")
 app.add_typer(trace.app, name="trace")
+app.add_typer(binding.app, name="binding")
 app.add_typer(prune.app, name="prune")
 app.add_typer(runs.app, name="runs")
 app.add_typer(study.app, name="study")
