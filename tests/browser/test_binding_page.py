@@ -1,0 +1,71 @@
+"""The page about facts that hold both ways, in a real browser."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("streamlit")
+pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.browser
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_explorer import WAIT, Visit, visits  # noqa: E402, F401
+
+FEW = {"model": "engram", "pairs": "town_mayor", "most": "32"}
+WAITING = re.compile(r"\(about \d+ s at the present pace\)")
+
+
+def all_parts(visit: Visit) -> None:
+    """Click whatever waits, however busy the machine is, until the swap is there."""
+    for _ in range(8):
+        visit.settle()
+        waiting = visit.page.get_by_role("button", name=WAITING)
+        if waiting.count() == 0:
+            return
+        waiting.first.click()
+        visit.page.wait_for_timeout(1000)
+    raise AssertionError("a part of the page still waits for a click")
+
+
+def test_a_pair_the_table_and_the_swap(visits: Any) -> None:  # noqa: F811
+    visit = visits("binding", **FEW)
+    visit.see("One pair, both ways")
+    all_parts(visit)
+    visit.see("told both ways")
+    prompts = visit.code(4)
+    assert prompts[0].startswith("The mayor of ")
+    assert " is the mayor of" in prompts[2]
+    visit.page.get_by_text("vocabulary read-out rank", exact=True).click()
+    visit.see("logit lens")
+    visit.settle()
+    visit.see("may carry A itself")
+    visit.page.get_by_role("radio", name="mapped", exact=True).click()
+    visit.page.wait_for_url(re.compile("form=mapped"), timeout=WAIT)
+    visit.settle()
+    assert "quantity=vocabulary" in visit.page.url
+    with visit.page.expect_download() as waiting:
+        visit.page.get_by_role("button", name="Report (HTML)").click()
+    report = Path(waiting.value.path()).read_text()
+    assert "Binding gap" in report
+    visit.shoot("binding")
+    assert visit.own_complaints == []
+
+
+def test_the_address_brings_the_view_back_in_the_dark(visits: Any) -> None:  # noqa: F811
+    visit = visits("binding", dark=True, **FEW, quantity="CKA", recall="MRR", rank="4", into="1")
+    visit.see("One pair, both ways")
+    all_parts(visit)
+    visit.see("De-biased linear CKA")
+    visit.see("Dashed: chance")
+    assert {"quantity=CKA", "recall=MRR", "rank=4", "into=1"} <= set(
+        visit.page.url.split("?")[1].split("&")
+    )
+    charts = visit.page.locator('[data-testid="stVegaLiteChart"]')
+    assert all(charts.nth(i).get_attribute("aria-label") for i in range(charts.count()))
+    visit.shoot("binding-dark")
+    assert visit.own_complaints == []
