@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from mnemoscope.app.settings import settings_from_environment
+from mnemoscope.results.queued_runs import settle_runs
 from starlette.middleware import Middleware
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -86,4 +90,11 @@ async def _refuse(scope: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"This host is not served here."})
 
 
-app = st.App(Path(__file__).with_name("main.py"), middleware=[Middleware(Guard)])
+@asynccontextmanager
+async def starting(_: st.App) -> AsyncIterator[None]:
+    """Before the first page: runs whose process is gone are marked as interrupted."""
+    settle_runs(settings_from_environment().runs_root)
+    yield
+
+
+app = st.App(Path(__file__).with_name("main.py"), lifespan=starting, middleware=[Middleware(Guard)])

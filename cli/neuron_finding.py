@@ -120,18 +120,22 @@ def find_neurons(
     """Load, pool, rank, judge and save; continues an interrupted run of the same configuration."""
     design = design_of(config)
     model = load_model(config.model, device=config.device, dtype=config.dtype)
-    key = {
-        **asdict(config),
-        "relations": list(config.relations),
-        "weights_sha256": model.weights_sha256,
-        "design_sha256": design.sha256,
-    }
-    with open_run(root, KIND, key, force=force) as run:
+    with open_run(root, KIND, run_key(config, model, design), force=force) as run:
         if run.finished:
             say(f"{run.id} is done already (use --force to measure again).")
         else:
             _measure(config, model, design, run, memory_mb, say, tell)
         return read_found(run.folder)
+
+
+def run_key(config: FindConfig, model: HookedModel, design: Design) -> dict[str, Any]:
+    """What names the run of a configuration."""
+    return {
+        **asdict(config),
+        "relations": list(config.relations),
+        "weights_sha256": model.weights_sha256,
+        "design_sha256": design.sha256,
+    }
 
 
 def read_found(folder: Path) -> FindResult:

@@ -112,18 +112,22 @@ def score_retrieval(
     """Load, run trials, score, save; continues an interrupted run of the same configuration."""
     model = load_model(config.model, device=config.device, dtype=config.dtype)
     design = design_of(config, model)
-    key = {
-        **asdict(config),
-        "lengths": list(design.lengths),
-        "weights_sha256": model.weights_sha256,
-        "design_sha256": design.sha256,
-    }
-    with open_run(root, KIND, key, force=force) as run:
+    with open_run(root, KIND, run_key(config, model, design), force=force) as run:
         if run.finished:
             say(f"{run.id} is done already (use --force to measure again).")
         else:
             _measure(config, model, design, run, say, tell)
         return read_scored(run.folder)
+
+
+def run_key(config: ScoreConfig, model: HookedModel, design: NeedleDesign) -> dict[str, Any]:
+    """What names the run of a configuration."""
+    return {
+        **asdict(config),
+        "lengths": list(design.lengths),
+        "weights_sha256": model.weights_sha256,
+        "design_sha256": design.sha256,
+    }
 
 
 def read_scored(folder: Path) -> ScoreResult:

@@ -103,18 +103,22 @@ def score_heads(
     relation = relation_named(config.relation)
     _check_templates(relation, config.templates)
     model = load_model(config.model, device=config.device, dtype=config.dtype)
-    key = {
-        **asdict(config),
-        "templates": list(config.templates),
-        "weights_sha256": model.weights_sha256,
-        "data_sha256": data_hash(relation),
-    }
-    with open_run(root, KIND, key, force=force) as run:
+    with open_run(root, KIND, run_key(config, model), force=force) as run:
         if run.finished:
             say(f"{run.id} is done already (use --force to measure again).")
         else:
             _measure(config, model, relation, run, say, tell)
         return read_scores(run.folder)
+
+
+def run_key(config: ScoreConfig, model: HookedModel) -> dict[str, Any]:
+    """What names the run of a configuration. Raises `MnemoscopeError` for an unknown relation."""
+    return {
+        **asdict(config),
+        "templates": list(config.templates),
+        "weights_sha256": model.weights_sha256,
+        "data_sha256": data_hash(relation_named(config.relation)),
+    }
 
 
 def read_scores(folder: Path) -> ScoreResult:

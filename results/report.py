@@ -18,6 +18,8 @@ from plotly.offline import get_plotlyjs
 
 from .provenance import Provenance
 
+_STILL = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+"""The policy of a report without figures of Plotly: it runs no script at all."""
 # Plotly compiles its WebGL traces (3-D among them) with eval, hence 'unsafe-eval'.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
@@ -58,13 +60,7 @@ td.value { overflow-wrap: anywhere; white-space: pre-wrap; }
 <figure>{{ figure }}<figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}
 {% for table in tables %}
-<div class="scroll"><table><caption>{{ table.caption }}{% if table.left_out %} (first
-{{ table.rows | length }} rows of {{ table.left_out + table.rows | length }}){% endif %}</caption>
-<thead><tr>{% for name, css in table.columns %}<th class="{{ css }}" scope="col">{{ name }}</th>
-{% endfor %}</tr></thead>
-<tbody>{% for row in table.rows %}
-<tr>{% for css, cell in row %}<td class="{{ css }}">{{ cell }}</td>
-{% endfor %}</tr>{% endfor %}</tbody></table></div>
+{{ table }}
 {% endfor %}
 <h2>Provenance</h2>
 <table><tbody>{% for name, value in provenance %}
@@ -73,6 +69,14 @@ td.value { overflow-wrap: anywhere; white-space: pre-wrap; }
 </body>
 </html>
 """
+
+_TABLE = """<div class="scroll"><table><caption>{{ caption }}{% if left_out %} (first
+{{ rows | length }} rows of {{ left_out + rows | length }}){% endif %}</caption>
+<thead><tr>{% for name, css in columns %}<th class="{{ css }}" scope="col">{{ name }}</th>
+{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}
+<tr>{% for css, cell in row %}<td class="{{ css }}">{{ cell }}</td>
+{% endfor %}</tr>{% endfor %}</tbody></table></div>"""
 
 
 def render_report(
@@ -91,16 +95,33 @@ def render_report(
     `blocks`, which are HTML of the caller's own and stand before the figures."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     return environment.from_string(_TEMPLATE).render(
-        policy=_POLICY,
+        policy=_POLICY if figures else _STILL,
         title=title,
         claim=claim,
         notes=notes,
         blocks=blocks,
         plotly_js=Markup(get_plotlyjs()),
         figures=[(caption, _figure(figure)) for caption, figure in figures.items()],
-        tables=[_table(caption, table, max_rows) for caption, table in tables.items()],
+        tables=[table_html(caption, table, max_rows) for caption, table in tables.items()],
         provenance=[(name, _value(value)) for name, value in asdict(provenance).items()],
     )
+
+
+def table_html(caption: str, table: polars.DataFrame, max_rows: int = 200) -> Markup:
+    """The first rows of a table as an element of a report; all text is escaped."""
+    shown = table.head(max_rows)
+    css = ["number" if dtype.is_numeric() else "text" for dtype in table.dtypes]
+    html = (
+        jinja2.Environment(autoescape=True, trim_blocks=True)
+        .from_string(_TABLE)
+        .render(
+            caption=caption,
+            columns=list(zip(table.columns, css, strict=True)),
+            rows=[list(zip(css, map(_cell, row), strict=True)) for row in shown.iter_rows()],
+            left_out=len(table) - len(shown),
+        )
+    )
+    return Markup(html)
 
 
 def figure_html(figure: go.Figure, *, title: str) -> str:
@@ -127,17 +148,6 @@ def _figure(figure: go.Figure) -> Markup:
         full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
     )
     return Markup(html)
-
-
-def _table(caption: str, table: polars.DataFrame, max_rows: int) -> dict[str, object]:
-    shown = table.head(max_rows)
-    css = ["number" if dtype.is_numeric() else "text" for dtype in table.dtypes]
-    return {
-        "caption": caption,
-        "columns": list(zip(table.columns, css, strict=True)),
-        "rows": [list(zip(css, map(_cell, row), strict=True)) for row in shown.iter_rows()],
-        "left_out": len(table) - len(shown),
-    }
 
 
 def _cell(value: object) -> str:

@@ -28,12 +28,10 @@ def ls(runs: Runs = Path("runs"), json: Json = False) -> None:
 
     Example: mnemoscope runs ls --runs runs
     """
+    from ...results.queued_runs import settle_runs
     from ...results.run_reading import list_runs
-    from ...results.run_state import mark_interrupted_if_dead
 
-    for info in list_runs(runs):
-        if info.status == "running":
-            mark_interrupted_if_dead(info.folder)
+    settle_runs(runs)
     infos = list_runs(runs)
     if json:
         fields = ("id", "kind", "status", "done", "total", "updated", "model_id", "message")
@@ -74,27 +72,33 @@ def show(run_id: RunId, runs: Runs = Path("runs"), json: Json = False) -> None:
 
 
 @app.command()
-def resume(run_id: RunId, runs: Runs = Path("runs")) -> None:
+def resume(
+    run_id: RunId,
+    runs: Runs = Path("runs"),
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Wait until no other job uses the device.")
+    ] = False,
+) -> None:
     """Go on with an interrupted run; the result is that of an uninterrupted one.
 
     Example: mnemoscope runs resume head-scores-1a2b3c4d5e
     """
-    import json
+    from ...results.run import RunFolder
+    from ..resuming import resume_run, run_config
 
-    from ...results.errors import RunFolderError
-    from ..scoring import KIND, ScoreConfig, score_heads
+    folder = RunFolder(runs, run_id)
+    with progress("done") as tell:
+        if queue and not folder.final.is_dir():
+            from ...results.run_folder import queue_run
+            from ..job_worker import work_on
 
-    folder = _folder(runs, run_id)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not run_id.startswith(f"{KIND}-"):
-        raise RunFolderError(f"{run_id} cannot be resumed by id: run its own command again.")
-    given = {name: config[name] for name in ScoreConfig.__dataclass_fields__}
-    given["templates"] = tuple(given["templates"])
-    with progress("heads") as tell:
-        result = score_heads(ScoreConfig(**given), runs, force=False, say=say, tell=tell)
-    if result.folder.name != run_id:
-        say(f"the model or the data has changed since: this is a new run, {result.folder.name}.")
-    say(f"finished: {result.folder}")
+            queue_run(runs, run_id.rpartition("-")[0], run_config(folder))
+            work_on(folder, say=say, tell=tell)
+            return
+        result = resume_run(folder, say=say, tell=tell)
+    if result.name != run_id:
+        say(f"the model or the data has changed since: this is a new run, {result.name}.")
+    say(f"finished: {result}")
 
 
 @app.command()
