@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from ..probes.conflict_heads import ROLES
-from . import cached
+from . import cached, exports
 from .charts import next_token_chart
 from .plain import as_text, told
 from .scene import WITHOUT, Scene, reading
@@ -14,11 +14,11 @@ from .scene import WITHOUT, Scene, reading
 def show_answers(scene: Scene) -> None:
     """Greedy answers and next tokens, side by side."""
     anatomy = scene.loaded.model.anatomy
-    st.caption(
+    exports.caption(
         f"{as_text(scene.label)}: {anatomy.n_layers} layers of {anatomy.n_heads} query heads "
         f"({anatomy.n_kv_heads} key/value heads), on {scene.loaded.model.device}."
     )
-    st.markdown(
+    exports.markdown(
         f"Memory answer: :blue-badge[{as_text(scene.answers.memory or 'none')}] "
         f"({scene.answers.memory_from}). &nbsp; Context answer: "
         f":orange-badge[{as_text(scene.answers.context or 'none')}] ({scene.answers.context_from})."
@@ -29,18 +29,22 @@ def show_answers(scene: Scene) -> None:
             show_next(scene, name, text, said)
     if scene.question.given is None:
         with columns[1]:
-            st.info("Type a context on the left to see the answer with it.")
+            exports.info("Type a context on the left to see the answer with it.")
 
 
 def show_next(scene: Scene, name: str, text: str, said: str) -> None:
     """One text: what the model says, the answers' probabilities, the next tokens."""
-    st.subheader(name.capitalize(), anchor=False)
-    st.code(said.strip("\n") or "(nothing)", language=None, wrap_lines=True)
+    exports.subheader(name.capitalize())
+    exports.quote(said.strip("\n") or "(nothing)")
     ids = scene.ids(text)
     table = cached.next_tokens(scene.loaded, scene.loaded.key, text)
     before = reading(scene, ())[0 if name == WITHOUT else 1]
     for place, role in zip(st.columns(2), ROLES, strict=True):
         if role in ids:
-            place.metric(f"P({role} answer)", f"{before.probability[role]:.3f}")
-    st.altair_chart(next_token_chart(table, ids), alt=f"Ten most probable next tokens {name}.")
-    st.caption(f"The ten most probable next tokens {name}; ␣ marks a space.")
+            exports.metric(place, f"P({role} answer)", f"{before.probability[role]:.3f}")
+    exports.chart(
+        next_token_chart(table, ids),
+        name=f"next tokens {name}",
+        alt=f"Ten most probable next tokens {name}.",
+    )
+    exports.caption(f"The ten most probable next tokens {name}; ␣ marks a space.")

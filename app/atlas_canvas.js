@@ -1,9 +1,10 @@
 // A canvas that draws a picture of bytes (see atlas_maps.packed) and says where somebody points.
 // Level 0 is "cannot look here"; 1 to 255 are weights from 1e-5 to 1, logarithmic.
 // Two kinds: "atlas" (thumbnails of heads, a click picks one) and "window" (one head's map, a drag
-// chooses a part of it, a double click goes back to the whole).
+// chooses a part of it, a double click goes back to the whole). A window of up to NAMED bins names
+// its tokens along both edges.
 
-const MARGIN = 12;
+const MARGIN = 12, NAMED = 40, NAMES = 96;
 
 export default function ({ data, parentElement, setTriggerValue }) {
   const shown = data && decoded(data);
@@ -17,7 +18,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   canvas.setAttribute("aria-label", header.alt);
   readout.textContent = header.hint;
 
-  const margin = header.kind === "window" ? MARGIN : 24;
+  const margin = header.kind !== "window" ? 24 : namesTokens(header) ? NAMES : MARGIN;
   const draw = () => drawn(canvas, box, header, picture, margin, state);
   const at = (event) => {
     const frame = canvas.getBoundingClientRect();
@@ -123,6 +124,7 @@ function drawn(canvas, box, header, picture, margin, state) {
   pen.drawImage(picture, 0, 0, width, height);
   if (header.kind === "window") {
     drawMarks(pen, header, state.scale);
+    if (namesTokens(header)) drawTokens(pen, header, state.scale);
     drawDrag(pen, header, state);
   } else {
     drawNames(pen, header, state.scale);
@@ -141,6 +143,34 @@ function drawMarks(pen, header, scale) {
       else pen.fillRect(-MARGIN + 2, from, MARGIN - 4, size);
     }
   }
+}
+
+function namesTokens(header) {
+  return Math.max(header.width, header.height) <= NAMED;
+}
+
+// Keys upright above the map, queries left of it, cut to what the margin holds.
+function drawTokens(pen, header, scale) {
+  const size = Math.min(12, scale - 1), room = NAMES - MARGIN - 4;
+  if (size < 6) return;
+  pen.fillStyle = header.ink;
+  pen.font = `${size}px sans-serif`;
+  pen.textBaseline = "middle";
+  const cut = (text) => {
+    let shown = text;
+    while (shown && pen.measureText(shown).width > room) shown = shown.slice(0, -1);
+    return shown;
+  };
+  pen.textAlign = "right";
+  header.queryText.forEach((text, i) => pen.fillText(cut(text), -MARGIN - 2, (i + 0.5) * scale));
+  pen.textAlign = "left";
+  header.keyText.forEach((text, i) => {
+    pen.save();
+    pen.translate((i + 0.5) * scale, -MARGIN - 2);
+    pen.rotate(-Math.PI / 2);
+    pen.fillText(cut(text), 0, 0);
+    pen.restore();
+  });
 }
 
 function position(edges, place) {

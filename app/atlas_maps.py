@@ -27,8 +27,10 @@ from .needle_trial import Mode, NeedleTrial
 Pool = Literal["peak", "mass"]
 POOLS: tuple[Pool, ...] = ("peak", "mass")
 
-THUMBNAIL = 64
-"""Bins on each side of a thumbnail."""
+THUMBNAIL, SMALLER = 64, 48
+"""Bins on each side of a thumbnail; fewer where there are more than `MANY` heads, each of which
+has a few dozen pixels on a screen."""
+MANY = 512
 WINDOW = 256
 """Bins on each side of a window, at the most."""
 GAP = 2
@@ -105,7 +107,8 @@ class Sheet:
 def atlas(found: NeedleTrial, mode: Mode) -> Atlas:
     """Pool the maps of all heads, layer by layer."""
     tokens = len(found.followed(mode).asked.ids)
-    edges = bin_edges(0, tokens, THUMBNAIL, borders(found))
+    heads = sum(scores.q.shape[1] for scores in found.held.values())
+    edges = bin_edges(0, tokens, SMALLER if heads > MANY else THUMBNAIL, borders(found))
     maps = [_numpy(scores.pooled(edges, edges)) for scores in found.layer_scores(mode)]
     peak, mass = (np.stack([one[i] for one in maps]) for i in (0, 1))
     sinks = sum(edge <= SINK for edge in edges[1:])  # SINK is an edge: `borders` holds it

@@ -7,9 +7,11 @@ from typing import Any
 import streamlit as st
 
 from ..models.types import HeadId
-from . import needle_cached, selection
+from . import chart_files, exports, needle_cached, selection
 from .atlas_canvas import draw_atlas, draw_window, happened
-from .atlas_maps import POOLS, THUMBNAIL, Pool, Window, atlas_picture, levels
+from .atlas_maps import POOLS, Pool, Window, atlas_picture, levels
+from .edge_section import show_edges
+from .edges import token_labels
 from .forecast import LONGEST_WAIT, maps_seconds, rough_pace
 from .needle_scene import SPAN_COLOURS, SURELY_SHORT, NeedleScene
 from .plain import told
@@ -28,7 +30,7 @@ AROUND = 32
 
 def show_maps(scene: NeedleScene) -> None:
     """The atlas of all heads, then the map of the chosen one."""
-    st.header("Attention maps", anchor=False)
+    exports.header("Attention maps")
     left, right = st.columns(2)
     pool: Pool = left.segmented_control(
         "Pooled by",
@@ -71,8 +73,16 @@ def show_atlas(scene: NeedleScene, pool: Pool, sink: bool) -> None:
         alt=f"Attention maps of all heads, one row a layer; {head} is framed.",
         on_picked=on_picked,
     )
-    st.caption(
-        f"Each thumbnail is a head: queries down, keys across, {THUMBNAIL} bins each way, {pool} "
+    theme = st.context.theme.type or "light"
+    place = (*sheet.place(head), sheet.step_y, sheet.step_x)
+    exports.image(
+        lambda: chart_files.map_png(picture, theme, frame=place),
+        name="attention maps of all heads",
+        alt=f"Attention maps of all heads, one row a layer; {head} is framed.",
+    )
+    bins = len(shown.query_edges) - 1
+    exports.caption(
+        f"Each thumbnail is a head: queries down, keys across, {bins} bins each way, {pool} "
         "of every cell on a logarithmic scale from 0.00001 to 1. Bins end where needle, rival and "
         f"question do. Grey: out of sight. {head} rests {shown.sink[head.layer, head.head]:.0%} of "
         f"its attention on the first four tokens, all heads {shown.sink.mean():.0%}"
@@ -88,7 +98,7 @@ def surely_short(scene: NeedleScene, tokens: int) -> bool:
 
 def show_window(scene: NeedleScene, pool: Pool, sink: bool) -> None:
     """The chosen head's map in a window of queries and keys, with its own errors."""
-    with told():
+    with exports.section(WINDOW), told():
         show_part(scene, pool, sink)
 
 
@@ -96,33 +106,55 @@ def show_part(scene: NeedleScene, pool: Pool, sink: bool) -> None:
     """Which part, and the map of it."""
     head = selection.chosen_head()
     found, tokens = scene.found, len(scene.found.followed(scene.mode).asked.ids)
-    st.subheader(f"Map of {head}", anchor=False)
+    exports.subheader(f"Map of {head}")
     left, right = st.columns([2, 3], gap="large")
     with left:
         window = choose_window(scene, tokens)
     maps = needle_cached.window_of(
         scene.loaded, found, *scene.stamp, head, window, sink or window.k0 > 0
     )
+    picture = levels(maps.peak if pool == "peak" else maps.mass)
+    words = (
+        f"Attention map of {head}, queries {window.q0} to {window.q1}, keys {window.k0} to "
+        f"{window.k1}."
+    )
     with right:
         draw_window(
-            levels(maps.peak if pool == "peak" else maps.mass),
+            picture,
             {"query": maps.query_edges, "key": maps.key_edges},
             {"query": maps.query_text, "key": maps.key_text},
             span_marks(scene),
             key=WINDOW,
             pool=pool,
-            alt=f"Attention map of {head}, queries {window.q0} to {window.q1}, keys {window.k0} to "
-            f"{window.k1}.",
+            alt=words,
             on_part=on_part,
         )
+        theme = st.context.theme.type or "light"
+        exports.image(
+            lambda: chart_files.map_png(picture, theme, enlarge=max(1, 512 // len(picture))),
+            name=f"attention map of {head}",
+            alt=words,
+        )
+    show_window_edges(scene, head, window, sink)
     with left:
         cell_queries = -(-(window.q1 - window.q0) // (len(maps.query_edges) - 1))
         cell_keys = -(-(window.k1 - window.k0) // (len(maps.key_edges) - 1))
-        st.caption(
+        exports.caption(
             f"Queries down, keys across; a cell is up to {cell_queries} × {cell_keys} tokens. Bars "
             "at the edges: needle blue, answer orange, rival grey, question green. What is in "
             "view is computed from the queries and keys of the trial, the model does not run."
         )
+
+
+def show_window_edges(scene: NeedleScene, head: HeadId, window: Window, sink: bool) -> None:
+    """The head's strongest edges over the whole prompt, the list for the queries on show."""
+    exports.subheader(f"Strongest edges of {head}")
+    found = needle_cached.edges_of(scene.found, *scene.stamp, head, not sink)
+    ids = scene.found.followed(scene.mode).asked.ids
+    tokens = token_labels(scene.loaded.model, ids)
+    whole = (window.q0, window.q1) == (0, len(tokens))
+    queries = None if whole else (window.q0, window.q1)
+    show_edges(found, tokens, head, key="edges", queries=queries)
 
 
 def choose_window(scene: NeedleScene, tokens: int) -> Window:

@@ -17,16 +17,21 @@ from uuid import uuid4
 import polars
 import streamlit as st
 import torch
+from torch import Tensor
 
+from ..data.neutral import neutral_passages
+from ..interventions.head_means import mean_head_outputs
 from ..interventions.path_patching import EndChain, build_chain
 from ..models.hooked import HookedModel
 from ..models.load import load_model
 from ..models.types import HeadId
 from .answers import Answers, Question, first_ids, greedy, next_token_table
+from .edges import Edges, head_scores, token_labels, top_edges
+from .lens import Lens, logit_lens
 from .patterns import Pattern, pattern
 from .prompt_scores import prompt_scores
 from .run_scores import RunScores, run_scores
-from .switched_off import Control, Reading, control, edit_of, readings
+from .switched_off import Control, HeadChange, Reading, control, edits_of, readings
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +86,13 @@ def _readings(
     memory: str | None,
     claimed: str | None,
     heads: tuple[str, ...],
-    factor: float,
+    change: HeadChange,
 ) -> tuple[Reading, ...]:
-    edit = edit_of([HeadId.parse(head) for head in heads], factor) if heads else None
+    chosen = [HeadId.parse(head) for head in heads]
+    edits = edits_of(change, chosen, _means_for(_loaded, key, change)) if heads else ()
+    only = change.text if heads and change.op == "hide tokens" else None
     answers = Answers(memory, "", claimed, "")
-    return readings(_loaded.model, Question(prompt, context), answers, edit)
+    return readings(_loaded.model, Question(prompt, context), answers, edits, only=only)
 
 
 def _control(
@@ -96,12 +103,37 @@ def _control(
     memory: str | None,
     claimed: str | None,
     heads: tuple[str, ...],
-    factor: float,
+    change: HeadChange,
     draws: int,
 ) -> Control:
     chosen = [HeadId.parse(head) for head in heads]
-    answers = Answers(memory, "", claimed, "")
-    return control(_loaded.model, Question(prompt, context), answers, chosen, factor, draws=draws)
+    means = _means_for(_loaded, key, change)
+    asked = Question(prompt, context), Answers(memory, "", claimed, "")
+    return control(_loaded.model, *asked, chosen, change, means, draws=draws)
+
+
+def _means(_loaded: Loaded, key: str) -> dict[HeadId, Tensor]:
+    model = _loaded.model
+    return mean_head_outputs(model, neutral_passages(), model.anatomy.all_heads())
+
+
+def _means_for(loaded: Loaded, key: str, change: HeadChange) -> dict[HeadId, Tensor] | None:
+    return head_means_of(loaded, key) if change.op == "mean" else None
+
+
+def _edges(
+    _loaded: Loaded, key: str, text: str, head: HeadId, without_sink: bool
+) -> tuple[Edges, list[str]]:
+    model = _loaded.model
+    found = top_edges(head_scores(model, text, head), sinks=1, without_sink=without_sink)
+    return found, token_labels(model, model.tokens(text).ids[0].tolist())
+
+
+def _lens(
+    _loaded: Loaded, key: str, text: str, last: int, memory: str | None, context: str | None
+) -> Lens:
+    ids = first_ids(_loaded.model, text, Answers(memory, "", context, ""))
+    return logit_lens(_loaded.chain, text, last, ids)
 
 
 def _run(folder: str, updated: str) -> RunScores | None:
@@ -122,6 +154,10 @@ greedy_texts: Callable[..., tuple[str, ...]] = kept(_texts)
 next_tokens: Callable[..., polars.DataFrame] = kept(_next)
 scores_of_prompt: Callable[..., polars.DataFrame] = kept(_scores)
 pattern_of_head: Callable[..., Pattern] = kept(_pattern)
+edges_of_text: Callable[..., tuple[Edges, list[str]]] = kept(_edges)
+lens_of: Callable[..., Lens] = kept(_lens)
 readings_of: Callable[..., tuple[Reading, ...]] = kept(_readings)
 control_of: Callable[..., Control] = kept(_control)
+head_means_of: Callable[[Loaded, str], dict[HeadId, Tensor]] = kept(_means, 2)
+"""What every head puts out on average over neutral text."""
 scores_of_run: Callable[[str, str], RunScores | None] = kept(_run)

@@ -85,6 +85,13 @@ def reading_seconds(model: HookedModel, texts: Sequence[str]) -> float:
     return _seconds(model, tokens * len(texts) / max(1, len(sample)))
 
 
+def lens_seconds(model: HookedModel, positions: int) -> float:
+    """Every layer's stream at so many positions through the unembedding."""
+    anatomy = model.anatomy
+    operations = 2 * (anatomy.n_layers + 1) * positions * anatomy.d_model * anatomy.d_vocab
+    return operations / _speed(model)
+
+
 def prompt_seconds(model: HookedModel, tokens: int) -> float:
     """One pass over so many tokens."""
     return _seconds(model, tokens)

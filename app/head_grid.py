@@ -10,6 +10,7 @@ import polars
 import streamlit as st
 
 from ..models.types import HeadId
+from . import exports
 
 ALPHA = 0.05
 TESTED = (f"q ≤ {ALPHA}", f"not significant (q > {ALPHA})")
@@ -41,14 +42,16 @@ def head_grid(
     the page when a cell is clicked; `picked_heads(key)` tells it which.
     """
     theme = st.context.theme.type or "light"
-    st.altair_chart(
+    picked = picked_heads(key)
+    exports.chart(
         grid_chart(frame, title=title, start=start, theme=theme),
+        name=f"heads {title}",
+        saved=grid_chart(frame, title=title, start=picked or start, theme=theme),
         key=key,
         on_select="rerun" if on_pick is None else on_pick,
-        width="stretch",
         alt=f"Grid of heads, one row a layer. {title}",
     )
-    return picked_heads(key)
+    return picked
 
 
 def picked_heads(key: str) -> tuple[HeadId, ...]:

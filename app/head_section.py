@@ -5,28 +5,30 @@ from __future__ import annotations
 import streamlit as st
 
 from ..probes.conflict_heads import ROLES, Role
-from . import cached, selection
+from . import cached, exports, selection
 from .charts import end_row_chart, pattern_chart
+from .edge_section import show_edges
 from .forecast import LONGEST_WAIT, sweep_seconds
 from .head_grid import head_grid
 from .patterns import MOST_TOKENS, end_row_table, pattern_table, sharing
 from .plain import as_text, told
 from .prompt_scores import METHOD, quantity
 from .run_scores import RunScores, grid_frame, runs_with_scores
-from .scene import Grid, Scene
+from .scene import Grid, Scene, shown_text
 
 THIS_PROMPT = "this prompt"
 
 
 def show_heads(scene: Scene) -> Grid | None:
     """The grid on the left, the chosen head on the right."""
-    st.header("Which heads speak for which answer?", anchor=False)
+    exports.header("Which heads speak for which answer?")
     left, right = st.columns(2, gap="large")
     grid = None
     with left, told():
         grid = show_grid(scene)
     with right, told():
         show_pattern(scene)
+    show_strongest(scene)
     return grid
 
 
@@ -57,9 +59,9 @@ def show_grid(scene: Scene) -> Grid | None:
         start=selection.start_of(key),
         on_pick=selection.on_pick,
     )
-    st.caption(grid_caption(grid))
+    exports.caption(grid_caption(grid))
     if not runs:
-        st.caption(
+        exports.caption(
             f"No finished run has scored {as_text(scene.label)} yet. Scores over many subjects, "
             "with intervals and tests: `mnemoscope heads score`."
         )
@@ -85,7 +87,7 @@ def prompt_grid(scene: Scene, role: Role) -> Grid | None:
     with st.spinner("Scoring all heads …"):
         table = cached.scores_of_prompt(loaded, loaded.key, text, answers.memory, answers.context)
     if role not in table.columns:
-        st.info(f"There is no {role} answer to score heads on: type one on the left.")
+        exports.info(f"There is no {role} answer to score heads on: type one on the left.")
         return None
     words = quantity(scene.ids(text), role)
     return Grid(grid_frame(table, role), role, f"{METHOD}; {words}", None)
@@ -106,29 +108,53 @@ def show_pattern(scene: Scene) -> None:
     anatomy = scene.loaded.model.anatomy
     selection.head_fields(anatomy)
     names = [name for name, _ in scene.named]
-    which = st.segmented_control(
+    st.segmented_control(
         "Pattern", names, default=names[-1], required=True, key="pattern", bind="query-params"
     )
+    sink = st.toggle("With the sink (first token)", key="with_sink", bind="query-params")
     head = selection.chosen_head()
-    text = dict(scene.named)[which if which in names else names[-1]]
-    st.subheader(f"Head {head}", anchor=False)
+    which, text = shown_text(scene)
+    exports.subheader(f"Head {head}")
     found = cached.pattern_of_head(scene.loaded, scene.loaded.key, text, head.layer, head.head)
-    st.caption(
+    exports.caption(
         f"{head} {sharing(anatomy, head)}. {found.sink:.0%} of END's attention rests on the first "
-        "token (the sink)."
+        f"token (the sink){'' if sink else ', which is left out'}."
     )
-    st.altair_chart(
-        end_row_chart(end_row_table(found)), alt=f"Tokens that END attends to most in {head}."
+    exports.chart(
+        end_row_chart(end_row_table(found, sink=sink)),
+        name=f"attention of END in {head}",
+        alt=f"Tokens that END attends to most in {head}.",
     )
-    st.caption("The ten tokens that END, the last position, attends to most.")
+    exports.caption("The ten tokens that END, the last position, attends to most.")
     if found.weights is None:
-        st.info(f"The whole pattern is drawn for texts of up to {MOST_TOKENS} tokens.")
+        exports.caption(
+            f"The whole pattern is drawn for texts of up to {MOST_TOKENS} tokens; the strongest "
+            "edges stand below."
+        )
         return
     theme = st.context.theme.type or "light"
-    st.altair_chart(
-        pattern_chart(pattern_table(found), theme), alt=f"Attention pattern of {head} {which}."
+    exports.chart(
+        pattern_chart(pattern_table(found, sink=sink), theme),
+        name=f"attention pattern of {head} {which}",
+        alt=f"Attention pattern of {head} {which}.",
     )
-    st.caption(
+    exports.caption(
         f"Attention of {head} {which}: each row is a token that looks, each column one that is "
         "looked at. The colour scale is a square root, so that small weights show."
     )
+
+
+def show_strongest(scene: Scene) -> None:
+    """The strongest edges of the chosen head over the whole text, with their own errors."""
+    head, (which, text) = selection.chosen_head(), shown_text(scene)
+    exports.subheader(f"Strongest edges of {head}, {which}")
+    with told():
+        with st.spinner("Reading the head's edges …"):
+            found, tokens = cached.edges_of_text(
+                scene.loaded,
+                scene.loaded.key,
+                text,
+                head,
+                not st.session_state.get("with_sink", False),
+            )
+        show_edges(found, tokens, head, key="edges")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import streamlit as st
 
 from ..models.errors import MnemoscopeError
@@ -10,6 +13,7 @@ from . import selection
 from .head_files import chosen_set, dry_run, heads_of, prune_command, save_as, saved_sets
 from .plain import as_text, told
 from .scene import Grid, Scene
+from .settings import Settings
 
 
 def show_head_sets(scene: Scene, grid: Grid | None) -> None:
@@ -45,15 +49,17 @@ def save_form(scene: Scene, grid: Grid | None) -> None:
         )
         path = save_as(scene.settings.head_sets, name, head_set, force=force)
         st.success(as_text(f"Saved {counted(len(heads))} to {path}."))
-        checkpoint = scene.settings.models[scene.label]
-        st.code(
-            prune_command(checkpoint, path, f"{scene.label}-pruned"),
-            language="bash",
-            wrap_lines=True,
-        )
-        st.caption("Run this to write a copy of the checkpoint with these heads pruned.")
-        with st.expander("Dry run: what it would change", expanded=True):
-            st.code(dry_run(checkpoint, heads), language=None, wrap_lines=True)
+        show_pruning(scene.settings, scene.label, path, heads)
+
+
+def show_pruning(settings: Settings, label: str, path: Path, heads: Sequence[HeadId]) -> None:
+    """The command that prunes by a saved set, and its dry run."""
+    checkpoint = settings.models[label]
+    command = prune_command(checkpoint, path, f"{label}-pruned")
+    st.code(command, language="bash", wrap_lines=True)
+    st.caption("Run this to write a copy of the checkpoint with these heads pruned.")
+    with st.expander("Dry run: what it would change", expanded=True):
+        st.code(dry_run(checkpoint, heads), language=None, wrap_lines=True)
 
 
 def load_form(scene: Scene) -> None:

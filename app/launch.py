@@ -75,6 +75,8 @@ def server_command(host: str, port: int) -> list[str]:
     """The command line of the server with every protective setting as a flag."""
     flags = {
         "server.address": host,
+        # The tour fills fields that have defaults, on purpose.
+        "global.disableWidgetStateDuplicationWarning": True,
         "server.port": port,
         "server.headless": True,
         "server.baseUrlPath": "",

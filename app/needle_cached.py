@@ -8,8 +8,10 @@ import polars
 import streamlit as st
 
 from ..models.types import HeadId
+from ..probes.retrieval_readings import SINK
 from .atlas_maps import Atlas, Window, WindowMap, atlas, window_map
 from .cached import Loaded, kept
+from .edges import Edges, top_edges
 from .forecast import Pace, measured_pace
 from .needle_trial import Asked, Mode, NeedleTrial, run_trial, step_table
 
@@ -39,6 +41,12 @@ def _window(
     return window_map(_loaded.model, _found, mode, head, window, sink=sink)
 
 
+def _edges(
+    _found: NeedleTrial, key: str, asked: Asked, mode: Mode, head: HeadId, without_sink: bool
+) -> Edges:
+    return top_edges(_found.head_scores(mode, head), sinks=SINK, without_sink=without_sink)
+
+
 def _steps(
     _loaded: Loaded, _found: NeedleTrial, key: str, asked: Asked, mode: Mode, head: HeadId
 ) -> polars.DataFrame:
@@ -53,4 +61,5 @@ trial_of: Callable[[Loaded, str, Asked], NeedleTrial] = st.cache_resource(
 )(_trial)
 atlas_of: Callable[[NeedleTrial, str, Asked, Mode], Atlas] = kept(_atlas, 2)
 window_of: Callable[..., WindowMap] = kept(_window, 64)
+edges_of: Callable[..., Edges] = kept(_edges, 16)
 steps_of: Callable[..., polars.DataFrame] = kept(_steps, 64)

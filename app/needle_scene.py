@@ -57,6 +57,18 @@ class NeedleScene:
         """What results of this trial are kept by: the load, what was asked, the mode."""
         return self.loaded.key, self.asked, self.mode
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is asked, for a saved view."""
+        needle, asked = self.found.needle, self.asked
+        return {
+            "model": self.label,
+            "needle": needle.statement,
+            "question": needle.questions[self.found.trial.question],
+            "haystack": f"{asked.length} tokens, depth {asked.depth + 1} of {DEPTHS}",
+            "needle number": str(asked.seed),
+        }
+
     def frame(self, score: str) -> polars.DataFrame:
         """The grid of a score."""
         return score_frame(self.found, self.mode, score)

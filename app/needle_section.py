@@ -6,7 +6,7 @@ import polars
 import streamlit as st
 
 from ..models.types import HeadId
-from . import selection
+from . import exports, selection
 from .answers import token_label
 from .atlas_maps import borders
 from .head_grid import head_grid
@@ -28,25 +28,25 @@ def show_trial(scene: NeedleScene) -> None:
     found, trial = scene.found, scene.found.trial
     left, right = st.columns(2, gap="large")
     with left:
-        st.caption(
+        exports.caption(
             f"Hidden at tokens {trial.needle.start} to {trial.needle.stop} of {trial.length}, "
             f"behind {trial.depth:.0%} of the filler:"
         )
-        st.code(found.needle.statement, language=None, wrap_lines=True)
+        exports.quote(found.needle.statement)
         for rival in found.design.rivals(trial):
-            st.caption("Beside it stands the rival:")
-            st.code(rival.statement, language=None, wrap_lines=True)
-        st.caption("Then asked:")
-        st.code(found.needle.questions[trial.question], language=None, wrap_lines=True)
+            exports.caption("Beside it stands the rival:")
+            exports.quote(rival.statement)
+        exports.caption("Then asked:")
+        exports.quote(found.needle.questions[trial.question])
     with right:
-        st.caption(f"The model goes on by itself ({NEW_TOKENS} tokens at the most):")
-        st.code(found.said.strip("\n") or "(nothing)", language=None, wrap_lines=True)
+        exports.caption(f"The model goes on by itself ({NEW_TOKENS} tokens at the most):")
+        exports.quote(found.said.strip("\n") or "(nothing)")
         words, colour = _VERDICTS[found.verdict]
-        st.badge(words, color=colour)
+        exports.badge(words, color=colour)
         if found.known:
-            st.badge("also answered without the haystack: tells nothing", color="orange")
+            exports.badge("also answered without the haystack: tells nothing", color="orange")
         scores = found.followed(scene.mode).scores
-        st.caption(
+        exports.caption(
             f"Rows on show: those that predict {int(scores.steps[0])} tokens of the "
             f"{'gold answer' if scene.mode == 'forced' else 'model’s own answer'}; at "
             f"{float(scores.own_choice[0]):.0%} of them its first choice is the token that follows."
@@ -56,7 +56,7 @@ def show_trial(scene: NeedleScene) -> None:
 
 def show_readers(scene: NeedleScene) -> str:
     """The grid of heads on the left, the chosen head's strip on the right; returns the score."""
-    st.header("Which heads read it?", anchor=False)
+    exports.header("Which heads read it?")
     left, right = st.columns(2, gap="large")
     with left:
         score: str = st.selectbox("Score", list(SCORES), key="reads", bind="query-params")
@@ -83,11 +83,11 @@ def show_grid(scene: NeedleScene, score: str, frame: polars.DataFrame) -> None:
         on_pick=selection.on_pick,
     )
     if frame["score"].is_null().all():
-        st.info(
+        exports.info(
             "This score does not apply here: no row predicts what it asks for, or nothing of the "
             "kind is in the haystack."
         )
-    st.caption(
+    exports.caption(
         f"{words.capitalize()}. One trial: no interval, nothing is tested. Blank: the head cannot "
         "see it. Click a cell to choose a head, shift-click for several."
     )
@@ -98,14 +98,14 @@ def show_strip(scene: NeedleScene, head: HeadId) -> None:
     model, found = scene.loaded.model, scene.found
     steps = scene.steps(head)
     copied = int(steps["copied"].sum())
-    st.caption(
+    exports.caption(
         f"{head} {sharing(model.anatomy, head)}. It copied at {copied} of {steps.height} steps: "
         "its highest weight lay on the answer in the needle, on the token that was then predicted."
     )
     pieces = [token_label(piece) for piece in model.pieces(found.followed(scene.mode).asked.ids)]
     weights = answer_weights(found, scene.mode, head)
     tokens = steps["token"].to_list()
-    st.altair_chart(
+    exports.chart(
         strip_chart(
             strip_table(weights, tokens, pieces, borders(found)),
             tokens,
@@ -114,17 +114,19 @@ def show_strip(scene: NeedleScene, head: HeadId) -> None:
             SPAN_COLOURS,
             st.context.theme.type or "light",
         ),
+        name=f"what the answer read in {head}",
         alt=f"What each token of the answer read in {head}, over the whole prompt.",
     )
-    st.dataframe(
+    exports.table(
         steps,
-        hide_index=True,
-        column_config={
+        name=f"steps of {head}",
+        alt=f"What each token of the answer read in {head}, with its weight.",
+        columns={
             name: st.column_config.NumberColumn(name, format="%.3f")
             for name in ("weight", "needle")
         },
     )
-    st.caption(
+    exports.caption(
         "Each row predicts a token of the answer; *read* is the token with its highest weight, "
         "*needle* its attention on the whole statement. Colours are logarithmic, the highest "
         "weight of each stretch of the prompt."
@@ -140,5 +142,5 @@ def choose_head(scene: NeedleScene) -> HeadId:
             del st.session_state[name]
     selection.head_fields(anatomy)
     head = selection.chosen_head()
-    st.subheader(f"Head {as_text(str(head))}", anchor=False)
+    exports.subheader(f"Head {as_text(str(head))}")
     return head

@@ -1,4 +1,4 @@
-"""Save the heads that read the needle, and download what was measured."""
+"""Save the heads that read the needle."""
 
 from __future__ import annotations
 
@@ -15,16 +15,10 @@ ROLE = "retrieval"
 
 
 def show_needle_set(scene: NeedleScene, score: str) -> None:
-    """Choose how many of the best heads; save them as a set, or download all scores."""
+    """Choose how many of the best heads; save them as a set."""
     st.header("Head set", anchor=False)
     best = (
         scene.frame(score).drop_nulls("score").sort("score", descending=True, maintain_order=True)
-    )
-    st.download_button(
-        "Download the scores of all heads (CSV)",
-        scene.frame(score).select("layer", "head", "score").write_csv(),
-        f"{scene.loaded.model.name}-{score.replace(', ', '-').replace(' ', '-')}.csv",
-        "text/csv",
     )
     if best.is_empty():
         return

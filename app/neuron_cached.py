@@ -24,6 +24,7 @@ from .neuron_switched import (
     unit_edits,
     unit_reading,
 )
+from .unit_text import unit_over_text
 
 
 def _run(folder: str, updated: str) -> NeuronRun:
@@ -57,6 +58,12 @@ def _reading(
     return unit_reading(_loaded.model, prompt, edits)
 
 
+def _unit_text(
+    _loaded: Loaded, key: str, text: str, unit: NeuronId
+) -> tuple[list[str], Float[np.ndarray, " token"]]:
+    return unit_over_text(_loaded.model, text, unit)
+
+
 def _control(
     _loaded: Loaded,
     key: str,
@@ -80,4 +87,5 @@ prompts_of: Callable[[NeuronRun, str], tuple[Prompt, ...]] = kept(_prompts, 4)
 activations_of: Callable[..., Float[np.ndarray, "unit prompt"]] = kept(_activations, 2)
 neutral_of: Callable[[Loaded, str, Site], Neutral] = kept(_neutral, 4)
 unit_reading_of: Callable[..., UnitReading] = kept(_reading)
+unit_text_of: Callable[..., tuple[list[str], Float[np.ndarray, " token"]]] = kept(_unit_text)
 unit_control_of: Callable[..., UnitControl] = kept(_control)

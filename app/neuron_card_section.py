@@ -10,24 +10,25 @@ import streamlit as st
 
 from ..models.types import NeuronId
 from ..probes.unit_prompts import strongest
-from . import neuron_cached
+from . import exports, neuron_cached
 from .forecast import LONGEST_WAIT, reading_seconds
 from .neuron_charts import precision_chart
 from .neuron_runs import precision_table
 from .neuron_scene import NeuronScene, repair
 from .plain import as_text, told
+from .unit_text_section import show_over_text
 
 MOST_PROMPTS = 15
 
 
 def show_unit(scene: NeuronScene) -> None:
     """Choose a unit of the set; its numbers on the left, its prompts on the right."""
-    st.header("One unit", anchor=False)
+    exports.header("One unit")
     verdict = scene.run.verdict(scene.relation)
     if not verdict["found"]:
         best = "What follows are the best of all units"
         worth = ", no better than a pseudo-relation's" if verdict["n_pseudo"] else ""
-        st.warning(as_text(f"{scene.relation}: {verdict['text']}. {best}{worth}."))
+        exports.warning(as_text(f"{scene.relation}: {verdict['text']}. {best}{worth}."))
     units = {str(unit): unit for unit in scene.set_units}
     repair("unit", list(units))
     name = st.selectbox(
@@ -41,11 +42,12 @@ def show_unit(scene: NeuronScene) -> None:
     show_numbers(row)
     left, right = st.columns([4, 6], gap="medium")
     with left:
-        st.subheader("How well it tells", anchor=False)
+        exports.subheader("How well it tells")
         show_precisions(scene, row)
     with right, told():
-        st.subheader("Its strongest prompts", anchor=False)
+        exports.subheader("Its strongest prompts")
         show_prompts(scene, unit, int(row["sign"]))
+    show_over_text(scene, unit)
     with st.expander(f"All {len(units)} units of the set"):
         show_set(scene)
 
@@ -74,17 +76,17 @@ def show_numbers(row: Mapping[str, Any]) -> None:
         ),
     )
     for place, (label, value, why) in zip(st.columns(len(shown)), shown, strict=True):
-        place.metric(label, value, help=why)
+        exports.metric(place, label, value, why)
 
 
 def show_precisions(scene: NeuronScene, row: Mapping[str, Any]) -> None:
     """Bars of every average precision of the unit."""
-    st.altair_chart(
+    exports.chart(
         precision_chart(precision_table(row)),
-        width="stretch",
+        name="precision of the unit",
         alt="Average precision of the unit in each wording and on new subjects.",
     )
-    st.caption(
+    exports.caption(
         f"Average precision. Blue: wordings that found it; green: new subjects, then new wordings "
         f"too; chance is about {1 / len(scene.run.relations):.2f}. Grey: the same unit as a "
         "detector of one wording against another, or of long names against short ones, within the "
@@ -104,18 +106,18 @@ def show_prompts(scene: NeuronScene, unit: NeuronId, sign: int) -> None:
         values = neuron_cached.activations_of(scene.loaded, scene.run, prompts, key)
     row = values[scene.run.units.index(unit)]
     top = strongest(prompts, row, MOST_PROMPTS, sign=sign)
-    st.dataframe(
+    exports.table(
         top.select("activation", "relation", "prompt"),
-        hide_index=True,
+        name="strongest prompts of the unit",
         height=38 + 35 * top.height,
-        column_config={
+        columns={
             "activation": st.column_config.NumberColumn(format="%.2f", width="small"),
             "prompt": st.column_config.TextColumn(width="large"),
         },
         alt="The prompts on which the unit is strongest.",
     )
     ours = int((top["relation"] == scene.relation).sum())
-    st.caption(
+    exports.caption(
         f"The {top.height} of all {len(prompts):,} prompts of the run on which {unit} is "
         f"{'highest' if sign > 0 else 'lowest'} (pooled as in the run); {ours} of them ask about "
         f"{as_text(scene.relation)}."
@@ -125,7 +127,7 @@ def show_prompts(scene: NeuronScene, unit: NeuronId, sign: int) -> None:
 def show_set(scene: NeuronScene) -> None:
     """The rows of the set as the run has them."""
     rows = scene.run.table.filter(polars.col("relation") == scene.relation, "in_set").sort("rank")
-    st.dataframe(rows, hide_index=True, alt="All units of the set with their numbers.")
+    exports.table(rows, name="units of the set", alt="All units of the set with their numbers.")
 
 
 def small(p: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import polars
 import streamlit as st
 
+from . import exports
 from .neuron_charts import layer_chart
 from .neuron_runs import layer_table, verdict_table
 from .neuron_scene import NeuronScene
@@ -26,19 +27,19 @@ _HELP = {
 def show_verdicts(scene: NeuronScene) -> None:
     """The verdict table of all relations."""
     summary = scene.run.summary
-    st.header("Was anything found?", anchor=False)
-    st.caption(
+    exports.header("Was anything found?")
+    exports.caption(
         f"{as_text(scene.run.id)}: {summary['units']:,} units ({as_text(summary['site'])}, pooled "
         f"by {as_text(summary['pooling'])}); a set is the best {summary['k']} of them."
     )
     table = verdict_table(scene.run)
-    st.dataframe(
+    exports.table(
         table,
-        hide_index=True,
-        column_config={"verdict": st.column_config.TextColumn(width="medium"), **_numbers(table)},
+        name="verdicts",
+        columns={"verdict": st.column_config.TextColumn(width="medium"), **_numbers(table)},
         alt="Verdict of each relation and the numbers behind it.",
     )
-    st.caption(
+    exports.caption(
         "A relation counts as found if the last unit of its set tells it better than the unit of "
         "that rank tells a pseudo-relation, which is glued from halves of two real ones. A set "
         "may pass and still be about words: a high wording tax says so. Whether the model uses "
@@ -48,14 +49,14 @@ def show_verdicts(scene: NeuronScene) -> None:
 
 def show_layers(scene: NeuronScene) -> None:
     """Relations by layers, coloured and numbered by how many units of the set lie there."""
-    st.header("In which layers?", anchor=False)
+    exports.header("In which layers?")
     theme = st.context.theme.type or "light"
-    st.altair_chart(
+    exports.chart(
         layer_chart(layer_table(scene.run), theme),
-        width="stretch",
+        name="units by layer",
         alt="How many units of each relation's set lie in each layer.",
     )
-    st.caption("Units of each relation's set by layer; point at a cell for those up and down.")
+    exports.caption("Units of each relation's set by layer; point at a cell for those up and down.")
 
 
 def _numbers(table: polars.DataFrame) -> dict[str, Any]:

@@ -71,12 +71,12 @@ def show_no_run(settings: Settings, label: str) -> None:
     """Which command makes a run."""
     st.info(
         as_text(f"No run has looked for the relation neurons of {label} yet.")
-        + " Start one in a terminal, for example:"
+        + " Start one below as a job, or in a terminal, for example:"
     )
     st.code(find_command(settings, label), language="bash", wrap_lines=True)
     st.caption(
         "It asks about several relations in several wordings and ranks every unit of the MLPs. "
-        "Then load this page again."
+        "Once it is finished, load this page again."
     )
 
 

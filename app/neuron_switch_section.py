@@ -9,7 +9,7 @@ import streamlit as st
 from ..data.facts.designs import Prompt
 from ..models.errors import MnemoscopeError
 from ..models.types import NeuronId
-from . import neuron_cached
+from . import exports, neuron_cached
 from .answers import token_label
 from .forecast import LONGEST_WAIT, reading_seconds
 from .neuron_charts import log_p_chart, unit_token_chart
@@ -42,17 +42,17 @@ class UnitChange:
 
 def show_unit_switch(scene: NeuronScene) -> UnitChange | None:
     """Choose units, a change and a prompt; answers before, after and with random units."""
-    st.header("Without these units", anchor=False)
+    exports.header("Without these units")
     known = neuron_cached.neutral_of(scene.loaded, scene.loaded.key, scene.run.site)
     pool = tuple(unit for unit in scene.set_units if unit not in known.massive)
     if not pool:
-        st.info("Every unit of this set has massive activations: none is left to change.")
+        exports.info("Every unit of this set has massive activations: none is left to change.")
         return None
     chosen = choose_change(scene, pool)
     names = ", ".join(map(str, chosen.units[:12])) + (" …" if len(chosen.units) > 12 else "")
     left_out = len(scene.set_units) - len(pool)
     also = f" {left_out} with massive activations are left out." if left_out else ""
-    st.caption(f"Changed: {names}.{also} {words_for(chosen)}")
+    exports.caption(f"Changed: {names}.{also} {words_for(chosen)}")
     with told():
         show_readings(scene, chosen, known)
     return chosen
@@ -134,7 +134,7 @@ def show_readings(scene: NeuronScene, chosen: UnitChange, known: Neutral) -> Non
         drawn = matched(scene, chosen, known, first)
         if drawn is not None:
             show_reading("Random units", drawn.reading, first)
-    st.caption(
+    exports.caption(
         "The ten most probable next tokens, in blue the one that the unchanged model says next; ␣ "
         "marks a space."
     )
@@ -173,10 +173,12 @@ def matched(
 
 def show_reading(name: str, reading: UnitReading, first: int) -> None:
     """What is said, and the next tokens."""
-    st.subheader(name, anchor=False)
-    st.code(reading.said.strip("\n") or "(nothing)", language=None, wrap_lines=True)
-    st.altair_chart(
-        unit_token_chart(reading.table, first), alt=f"Ten most probable next tokens, {name}."
+    exports.subheader(name)
+    exports.quote(reading.said.strip("\n") or "(nothing)")
+    exports.chart(
+        unit_token_chart(reading.table, first),
+        name=f"next tokens {name}",
+        alt=f"Ten most probable next tokens, {name}.",
     )
 
 
@@ -187,19 +189,19 @@ def show_comparison(
     first = before.first
     start, end = float(before.log_p[first]), float(after.log_p[first])
     low, high = min(drawn.log_p) - start, max(drawn.log_p) - start
-    st.markdown(f"Change of log P of **{as_text(token)}**:")
+    exports.markdown(f"Change of log P of **{as_text(token)}**:")
     words = f"{end - start:+.3f}; random units: {low:+.3f} to {high:+.3f}"
     if drawn.holds(end):
-        st.badge(f"not better than random ({words})", color="gray")
+        exports.badge(f"not better than random ({words})", color="gray")
     else:
-        st.badge(f"outside the random range ({words})", color="green")
-    st.altair_chart(
+        exports.badge(f"outside the random range ({words})", color="green")
+    exports.chart(
         log_p_chart({"unchanged": start, "these units": end}, drawn.log_p),
-        width="stretch",
+        name="log P beside random units",
         alt="Log probability of the token before, after, and with each random set.",
     )
     note = f" Matching: {as_text(drawn.note)}." if drawn.note else ""
-    st.caption(
+    exports.caption(
         f"{len(drawn.log_p)} sets of as many random units of the same layers that write as much on "
         "neutral text; the first is the third column above. A set that does nothing special falls "
         f"outside their range in {drawn.chance_outside:.0%} of cases. One prompt shows, it does "

@@ -45,11 +45,14 @@ def pattern(model: HookedModel, text: str, head: HeadId) -> Pattern:
     return Pattern(head, labels, rows if short else None, rows[-1])
 
 
-def pattern_table(found: Pattern) -> polars.DataFrame:
-    """The lower triangle as rows: `query`, `key` (positions), their labels, `weight`."""
+def pattern_table(found: Pattern, *, sink: bool = True) -> polars.DataFrame:
+    """The lower triangle as rows: `query`, `key` (positions), their labels, `weight`; without the
+    `sink` the first token is no key."""
     if found.weights is None:
         return polars.DataFrame()
     queries, keys = np.tril_indices(len(found.labels))
+    if not sink and len(found.labels) > 1:
+        queries, keys = queries[keys > 0], keys[keys > 0]
     return polars.DataFrame(
         {
             "query": queries,
@@ -61,9 +64,13 @@ def pattern_table(found: Pattern) -> polars.DataFrame:
     )
 
 
-def end_row_table(found: Pattern, k: int = 10) -> polars.DataFrame:
-    """The k keys that END looks at most: `token` (position and text), `weight`."""
-    order = np.argsort(-found.end_row, kind="stable")[:k]
+def end_row_table(found: Pattern, k: int = 10, *, sink: bool = True) -> polars.DataFrame:
+    """The k keys that END looks at most: `token` (position and text), `weight`; without the `sink`
+    the first token is no key."""
+    order = np.argsort(-found.end_row, kind="stable")
+    if not sink and len(order) > 1:
+        order = order[order > 0]
+    order = order[:k]
     return polars.DataFrame(
         {"token": [found.labels[i] for i in order], "weight": found.end_row[order]}
     )

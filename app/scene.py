@@ -11,7 +11,7 @@ from ..probes.conflict_heads import Role
 from . import cached, selection
 from .answers import Answers, Question, first_ids
 from .settings import Settings
-from .switched_off import Reading
+from .switched_off import OFF, HeadChange, Reading
 
 PROMPT, CONTEXT = "The capital of France is", "The capital of France is Rome."
 WITHOUT, WITH = "without context", "with context"
@@ -33,6 +33,14 @@ class Scene:
         """(name, text) of each text of the question."""
         return list(zip((WITHOUT, WITH), self.question.texts, strict=False))
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is asked, for a saved view."""
+        answers = {"memory answer": self.answers.memory, "context answer": self.answers.context}
+        said = {name: text for name, text in answers.items() if text is not None}
+        asked = {"model": self.label, "prompt": self.question.prompt}
+        return {**asked, "context": self.question.context, **said}
+
     def ids(self, text: str) -> dict[str, int]:
         """Role to the first token of its answer after this text."""
         return first_ids(self.loaded.model, text, self.answers)
@@ -48,28 +56,31 @@ class Grid:
     run_id: str | None
 
 
-def sidebar(settings: Settings) -> tuple[str, Question, tuple[str, str]]:
-    """Model, prompt, context and typed answers; each is part of the address."""
+def sidebar(settings: Settings, prefix: str = "") -> tuple[str, Question, tuple[str, str]]:
+    """Model, prompt, context and typed answers; each is part of the address, under its name there
+    with the prefix."""
     with st.sidebar:
-        label = selection.choose_model(settings)
-        prompt = st.text_area("Prompt", PROMPT, key="prompt", bind="query-params", height=90)
+        label = selection.choose_model(settings, f"{prefix}model")
+        prompt = st.text_area(
+            "Prompt", PROMPT, key=f"{prefix}prompt", bind="query-params", height=90
+        )
         context = st.text_area(
             "Context, put before the prompt (optional)",
             CONTEXT,
-            key="context",
+            key=f"{prefix}context",
             bind="query-params",
             height=90,
         )
         memory = st.text_input(
             "Memory answer",
-            key="mem",
+            key=f"{prefix}mem",
             bind="query-params",
             placeholder="the model's own",
             help="Empty: the first word that the model says without the context.",
         )
         claimed = st.text_input(
             "Context answer",
-            key="ctx",
+            key=f"{prefix}ctx",
             bind="query-params",
             placeholder="what the context claims",
             help="Empty: the model's answer with the context, or the context's last word.",
@@ -78,8 +89,8 @@ def sidebar(settings: Settings) -> tuple[str, Question, tuple[str, str]]:
     return label, Question(prompt, context), (memory, claimed)
 
 
-def reading(scene: Scene, heads: tuple[str, ...], factor: float = 0.0) -> tuple[Reading, ...]:
-    """Answers and probabilities with these heads edited; none edited when there are none."""
+def reading(scene: Scene, heads: tuple[str, ...], change: HeadChange = OFF) -> tuple[Reading, ...]:
+    """Answers and probabilities with these heads changed; none changed when there are none."""
     question, answers = scene.question, scene.answers
     return cached.readings_of(
         scene.loaded,
@@ -89,5 +100,13 @@ def reading(scene: Scene, heads: tuple[str, ...], factor: float = 0.0) -> tuple[
         answers.memory,
         answers.context,
         heads,
-        factor,
+        change,
     )
+
+
+def shown_text(scene: Scene) -> tuple[str, str]:
+    """Name and text of what the "Pattern" switch shows; the last text where it names none."""
+    named = dict(scene.named)
+    name = st.session_state.get("pattern")
+    name = name if name in named else scene.named[-1][0]
+    return name, named[name]

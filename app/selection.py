@@ -23,13 +23,13 @@ def chosen_head() -> HeadId:
     return HeadId(int(state.get("layer") or 0), int(state.get("head") or 0))
 
 
-def choose_model(settings: Settings) -> str:
+def choose_model(settings: Settings, key: str = "model") -> str:
     """The model on show, part of the address; another one has other heads."""
     return str(
         st.selectbox(
             "Model",
             list(settings.models),
-            key="model",
+            key=key,
             bind="query-params",
             on_change=forget_heads,
         )

@@ -17,6 +17,7 @@ import streamlit as st
 from ..cli.tracing_report import span_words
 from ..probes.provenance import Trace
 from ..probes.traced_spans import SpanDocument, TracedSpan
+from . import exports
 
 Kind = Literal["", "found", "chance", "echo", "match"]
 
@@ -57,6 +58,7 @@ def draw_text(
     """The pieces one after the other; `on_picked` runs after a click, `picked` tells on which."""
     data = {"name": key, "alt": alt, "pieces": [asdict(piece) for piece in pieces]}
     _traced(key=key, data=data, on_picked_change=on_picked or _ignore)
+    exports.marked(alt, [(piece.text, piece.kind) for piece in pieces])
 
 
 def picked(key: str) -> int | None:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from ..cli.tracing_report import place_words
 from ..probes.traced_spans import SpanDocument, TracedSpan
+from . import exports
 from .plain import as_text
 from .trace_canvas import document_pieces, draw_text
 from .trace_scene import TraceScene
@@ -17,7 +18,7 @@ FEW, SCROLLED = 3, 560
 
 def show_documents(scene: TraceScene) -> None:
     """Numbers on the left, documents on the right; then the table of all spans."""
-    st.header("Which documents hold it?", anchor=False)
+    exports.header("Which documents hold it?")
     span = scene.span
     if span is None:
         show_nothing(scene)
@@ -34,9 +35,11 @@ def show_nothing(scene: TraceScene) -> None:
     """Why no span is listed."""
     most, covered = scene.trace.rules.max_count, scene.trace.coverage.verbatim
     if not covered or most is None:
-        st.info("Nothing of this text stands in the index, in a stretch of the shortest length.")
+        exports.info(
+            "Nothing of this text stands in the index, in a stretch of the shortest length."
+        )
         return
-    st.info(
+    exports.info(
         f"{covered:.0%} of the text stands in the index, in more than {most} places each: it is "
         "commonplace there, and so is not listed."
     )
@@ -51,18 +54,18 @@ def list_all() -> None:
 def show_places(scene: TraceScene, span: TracedSpan) -> None:
     """The documents, the most relevant to the text first."""
     if scene.hidden:
-        st.warning(
+        exports.warning(
             "This index is labelled risk: where the documents stand is listed, their text is not. "
             "The switch on the left shows it."
         )
     with st.container(height=SCROLLED if len(span.documents) > FEW else "content", border=False):
         for i, one in enumerate(span.documents):
             with st.container(border=True):
-                st.caption(as_text(f"{place_words(one)}{metadata_words(one)}"))
+                exports.caption(as_text(f"{place_words(one)}{metadata_words(one)}"))
                 if one.match:
                     draw_text(document_pieces(one), key=f"document-{i}", alt="The span in it.")
     if span.count > len(span.documents):
-        st.caption(f"{len(span.documents)} of {span.count:,} occurrences, evenly sampled.")
+        exports.caption(f"{len(span.documents)} of {span.count:,} occurrences, evenly sampled.")
 
 
 def metadata_words(one: SpanDocument) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 
 import streamlit as st
 
 from ..cli.tracing_report import report_of, summary_of
 from ..probes.provenance_tables import span_table
 from ..results.provenance import Provenance, collect_provenance
+from . import exports
 from .trace_scene import TraceScene
 
 ESTIMAND = "verbatim occurrence in the index, not cause"
@@ -26,13 +28,14 @@ def show_export(scene: TraceScene) -> None:
     def record() -> str:
         return json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
-    files = (
+    files: tuple[tuple[str, Callable[[], str], str, str], ...] = (
         ("Report (HTML)", report, "trace.html", "text/html"),
         ("Spans (CSV)", span_table(scene.trace).write_csv, "spans.csv", "text/csv"),
         ("All of it (JSON)", record, "trace.json", "application/json"),
     )
     for place, (label, made, name, kind) in zip(st.columns(3), files, strict=True):
-        place.download_button(label, made, name, kind, on_click="ignore", width="stretch")
+        with place:
+            exports.file_button(label, made, name, kind)
     st.caption("The address of this page brings the same trace back. In a terminal:")
     st.code(trace_command(scene), language="bash", wrap_lines=True)
 

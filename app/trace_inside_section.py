@@ -9,7 +9,7 @@ import polars
 import streamlit as st
 
 from ..models.types import HeadId, NeuronId
-from . import neuron_cached, trace_cached
+from . import exports, neuron_cached, trace_cached
 from .forecast import LONGEST_WAIT, prompt_seconds
 from .neuron_runs import finished_neuron_runs
 from .plain import as_text
@@ -28,7 +28,7 @@ def show_inside(scene: TraceScene) -> None:
     span = scene.span
     if span is None:
         return
-    st.header("And inside the model?", anchor=False)
+    exports.header("And inside the model?")
     said = span_in_model(scene.loaded.model, scene.said, span)
     seconds = 2 * prompt_seconds(scene.loaded.model, len(said.ids))
     asked = (scene.loaded.key, said)
@@ -39,7 +39,7 @@ def show_inside(scene: TraceScene) -> None:
     with st.spinner("Reading the span …"):
         usual = trace_cached.usual_of(scene.loaded, scene.loaded.key)
         found = trace_cached.activity_of(scene.loaded, usual, scene.loaded.key, said)
-    st.markdown(
+    exports.markdown(
         f"{as_text(scene.label)} itself would choose **{found.greedy:.0%}** of the span's "
         f"{found.tokens} tokens, each after the text before it; it gives them a mean probability "
         f"of **{found.certainty:.2f}**."
@@ -49,7 +49,7 @@ def show_inside(scene: TraceScene) -> None:
         show_heads(scene, found)
     with right:
         show_units(scene, found)
-    st.caption(
+    exports.caption(
         "*write* is the mean length of what a head or unit adds to the residual stream at the "
         "tokens that predict the span, *usual* the same on neutral text; sorted by the difference. "
         "*span* and *before* are a head's attention there: on the span itself, and on the text "
@@ -60,7 +60,7 @@ def show_inside(scene: TraceScene) -> None:
 
 def show_heads(scene: TraceScene, found: Activity) -> None:
     """The table, and the first heads with a link to each."""
-    st.subheader("Heads", anchor=False)
+    exports.subheader("Heads")
     for head in head_ids(found.heads.head(LINKED)):
         st.page_link(
             VIEWS / "explore.py",
@@ -68,14 +68,14 @@ def show_heads(scene: TraceScene, found: Activity) -> None:
             icon=LINK,
             query_params=head_address(scene, head),
         )
-    show_numbers(found.heads)
+    show_numbers(found.heads, "heads")
 
 
 def show_units(scene: TraceScene, found: Activity) -> None:
     """The table, and links to units that a run found to tell a relation."""
-    st.subheader("MLP units", anchor=False)
+    exports.subheader("MLP units")
     if found.units.is_empty():
-        st.info("The MLPs of this model are experts, whose units have no names here.")
+        exports.info("The MLPs of this model are experts, whose units have no names here.")
         return
     told = unit_addresses(scene)
     known = [unit for unit in unit_ids(found.units) if unit in told][:LINKED]
@@ -94,18 +94,19 @@ def show_units(scene: TraceScene, found: Activity) -> None:
             icon=LINK,
             query_params={"model": scene.label},
         )
-    show_numbers(found.units)
+    show_numbers(found.units, "units")
 
 
-def show_numbers(frame: polars.DataFrame) -> None:
+def show_numbers(frame: polars.DataFrame, what: str) -> None:
     """The first rows of a table of activity."""
     floats = [name for name, kind in frame.schema.items() if kind.is_float()]
-    st.dataframe(
+    exports.table(
         frame.head(ROWS),
-        hide_index=True,
+        name=f"{what} on the span",
         height=300,
-        column_config={name: st.column_config.NumberColumn(name, format="%.2f") for name in floats},
-        alt="What is written on the span and usually.",
+        columns={name: st.column_config.NumberColumn(name, format="%.2f") for name in floats},
+        alt=f"What {what} write on the span and usually.",
+        whole=frame,
     )
 
 

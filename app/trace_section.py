@@ -11,6 +11,7 @@ from ..cli.tracing_report import coverage_words, expected, summary_of
 from ..probes.provenance_tables import span_table
 from ..probes.provenance_verdict import CLAIM, VerdictPart
 from ..probes.traced_spans import TracedSpan
+from . import exports
 from .plain import as_text
 from .trace_canvas import draw_text, picked, text_pieces
 from .trace_scene import TraceScene
@@ -23,17 +24,17 @@ def show_text(scene: TraceScene) -> None:
     """The text on the left, the verdict on the right, coverage below."""
     left, right = st.columns([3, 2], gap="large")
     with left:
-        st.caption(scene_words(scene))
+        exports.caption(scene_words(scene))
         if scene.said.prompt:
-            st.caption("Prompt (not judged):")
-            st.code(scene.said.prompt, language=None, wrap_lines=True)
+            exports.caption("Prompt (not judged):")
+            exports.quote(scene.said.prompt)
         draw_text(
             text_pieces(scene.trace, -1 if scene.number is None else scene.number),
             key=TEXT,
             alt="The traced text; marked spans can be chosen.",
             on_picked=on_picked,
         )
-        st.caption(
+        exports.caption(
             "Blue stands verbatim in the index and is no chance match, yellow may be one, grey "
             "copies the prompt. Click a span to choose it."
         )
@@ -46,15 +47,15 @@ def show_verdict(scene: TraceScene) -> None:
     """The card: three parts that stay apart, and what they come to."""
     verdict = scene.trace.verdict
     with st.container(border=True):
-        st.subheader(CLAIM.rstrip("."), anchor=False)
+        exports.subheader(CLAIM.rstrip("."))
         asked = (verdict.verbatim, verdict.contrast, verdict.policy)
         for part in asked:
             show_part(part)
-        st.markdown(
+        exports.markdown(
             "Whether to **flag** the text is not decided here: the thresholds for that are set on "
             "harmless texts of your own (`mnemoscope trace text --calibrate`)."
         )
-        st.caption(
+        exports.caption(
             "The words stand in the index. That the model wrote them because of a document does "
             "not follow: leaving the document out and training again would be needed to say so."
         )
@@ -63,12 +64,12 @@ def show_verdict(scene: TraceScene) -> None:
 def show_part(part: VerdictPart) -> None:
     """One line of the card; what was not asked for is said in grey."""
     if part.score is None or not math.isfinite(part.score):
-        st.caption(as_text(part.words))
+        exports.caption(as_text(part.words))
         return
     words, colour = _STATES[part.holds]
     question = part.words.partition(":")[0]
     limit = "no threshold" if part.threshold is None else f"threshold {part.threshold:.2f}"
-    st.markdown(f"{as_text(question)}: :{colour}-badge[{words}] {part.score:.2f}, {limit}")
+    exports.markdown(f"{as_text(question)}: :{colour}-badge[{words}] {part.score:.2f}, {limit}")
 
 
 def show_coverage(scene: TraceScene) -> None:
@@ -82,15 +83,15 @@ def show_coverage(scene: TraceScene) -> None:
         ("Longest match", f"{covered.longest} {'bytes' if bytes_ else 'tokens'}", "Of any count."),
     )  # fmt: skip
     for place, (name, value, why) in zip(st.columns(len(shown)), shown, strict=True):
-        place.metric(name, value, help=why)
+        exports.metric(place, name, value, why)
     summary = summary_of(scene.trace, scene.found, prompt=scene.said.prompt, model=scene.label)
-    st.caption(as_text(coverage_words(summary)))
+    exports.caption(as_text(coverage_words(summary)))
 
 
 def show_span(scene: TraceScene, span: TracedSpan) -> None:
     """The chosen span's numbers."""
-    st.subheader(f"Span {(scene.number or 0) + 1} of {len(scene.trace.spans)}", anchor=False)
-    st.code(span.text, language=None, wrap_lines=True)
+    exports.subheader(f"Span {(scene.number or 0) + 1} of {len(scene.trace.spans)}")
+    exports.quote(span.text)
     numbers = [
         ("Occurs", f"{span.count:,} ×", "Times in the index."),
         ("E-value", expected(span.log_e), "Times that chance would have it there, words drawn "
@@ -101,18 +102,18 @@ def show_span(scene: TraceScene, span: TracedSpan) -> None:
          "Its rate in this index over that in the benign one."),
     ]  # fmt: skip
     for place, (name, value, why) in zip((*st.columns(2), *st.columns(2)), numbers, strict=True):
-        place.metric(name, value, help=why)
+        exports.metric(place, name, value, why)
     if span.echo:
-        st.info("It echoes the prompt, so that it decides nothing.")
+        exports.info("It echoes the prompt, so that it decides nothing.")
 
 
 def show_table(scene: TraceScene) -> None:
     """All spans, and what the published score would have said."""
     with st.expander(f"All {len(scene.trace.spans)} spans, and the published score"):
-        st.dataframe(numbered(scene), hide_index=True, alt="The spans with their numbers.")
+        exports.table(numbered(scene), name="spans", alt="The spans with their numbers.")
         paper = scene.trace.paper
         said = "refuses" if paper.refused else "does not refuse"
-        st.caption(
+        exports.caption(
             as_text(
                 f"The published method {said} this text ({len(paper.risky)} of {paper.n_windows} "
                 f"windows). {paper.weakness}"

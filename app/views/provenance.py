@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import streamlit as st
+from mnemoscope.app import exports
 from mnemoscope.app.plain import told
 from mnemoscope.app.settings import settings_from_environment
 from mnemoscope.app.trace_document_section import show_documents
-from mnemoscope.app.trace_export_section import show_export
+from mnemoscope.app.trace_export_section import provenance_of, show_export
 from mnemoscope.app.trace_inside_section import show_inside
 from mnemoscope.app.trace_scene import trace_sidebar
 from mnemoscope.app.trace_section import show_text
@@ -20,6 +21,8 @@ def page() -> None:
         scene = trace_sidebar(settings)
         if scene is None:
             return
+        asked = {"model": scene.label, "index": scene.found.words, "prompt": scene.said.prompt}
+        exports.about({**asked, "text": scene.said.text}, provenance_of(scene))
         show_text(scene)
         show_documents(scene)
         with told():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import streamlit as st
+from mnemoscope.app import exports
 from mnemoscope.app.atlas_section import show_maps
+from mnemoscope.app.job_forms import show_retrieval_job
 from mnemoscope.app.needle_scene import needle_sidebar
 from mnemoscope.app.needle_section import show_readers, show_trial
 from mnemoscope.app.needle_set_section import show_needle_set
@@ -19,10 +21,12 @@ def page() -> None:
         scene = needle_sidebar(settings)
         if scene is None:
             return
+        exports.about(scene.facts, exports.measured_on(scene.loaded.model, "one needle trial"))
         show_trial(scene)
         score = show_readers(scene)
         show_maps(scene)
         show_needle_set(scene, score)
+        show_retrieval_job(settings, scene.label)
 
 
 page()

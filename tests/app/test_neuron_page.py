@@ -11,6 +11,7 @@ import mnemoscope.app
 import polars
 import pytest
 import streamlit as st
+from mnemoscope.app.atlas_maps import unpacked
 from mnemoscope.app.neuron_runs import (
     LENGTH,
     NEW,
@@ -270,3 +271,16 @@ def test_facts_that_changed_since_hide_the_prompts_and_nothing_else(
     assert "cannot be made again" in texts(app.error)
     assert app.metric
     assert len(app.code) == 3
+
+
+def test_a_unit_is_read_over_any_text(served: Settings) -> None:
+    app = opened(over="The capital of France is Paris. <b>x</b>")
+    (strip,) = [e for e in app.get("bidi_component") if e.key == "unit_text"]
+    header, _ = unpacked(strip.proto.bytes)
+    assert "␣France" in header["tokens"]
+    assert len(header["values"]) == len(header["tokens"])
+    assert max(map(abs, header["values"][1:])) == pytest.approx(header["most"], rel=1e-3)
+    assert "Its mean on neutral text is" in texts(app.caption)
+    app.text_area(key="over").set_value("").run()
+    assert "empty" in texts(app.error)
+    assert "capital" in opened().text_area(key="over").value

@@ -9,6 +9,7 @@ from pathlib import Path
 import mnemoscope.app
 import pytest
 import streamlit as st
+from mnemoscope.app.atlas_maps import unpacked
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
 from mnemoscope.results.head_set import load_head_set
 from mnemoscope.results.run_folder import open_run, queue_run
@@ -29,8 +30,7 @@ def empty_caches(settings: Settings) -> Iterator[None]:
 def opened(address: dict[str, str | list[str]], view: str = "explore") -> AppTest:
     """The page at this address, run once."""
     app = AppTest.from_file(MAIN, default_timeout=60)
-    if view != "explore":
-        app.switch_page(f"views/{view}.py")
+    app.switch_page(f"views/{view}.py")
     for name, value in address.items():
         app.query_params[name] = value
     app.run()
@@ -200,10 +200,39 @@ def test_unfinished_runs_say_how_to_go_on(settings: Settings) -> None:
         raise RuntimeError("out of luck")
     app = opened({"run": queued.id}, "runs")
     assert sorted(app.dataframe[0].value["status"]) == ["failed", "queued"]
-    assert "run again, goes on" in texts(app.warning)
+    assert [button.label for button in app.button] == ["Cancel"]
 
 
 def test_the_about_page_tells_the_limits() -> None:
     app = opened({}, "about")
     assert "Limits" in texts(app.markdown)
     assert "direct effect" in texts(app.markdown)
+
+
+def test_hiding_begins_with_what_end_reads_most_and_the_answer_follows() -> None:
+    app = opened({**CONFLICT, "off": [CONTEXT_HEAD], "mode": "hide tokens"})
+    (hidden,) = app.multiselect(key="hidden").value
+    assert CLAIM in hidden
+    assert f"after:  '{STORED}" in app.code[3].value
+    assert "outside the random range (other tokens" in texts(app.markdown)
+    assert "Nothing is hidden here" in texts(app.caption)
+    app.multiselect(key="hidden").set_value([]).run()
+    assert "No token is chosen" in texts(app.info)
+
+
+def test_a_head_is_set_to_its_mean() -> None:
+    app = opened({**CONFLICT, "off": [MEMORY_HEAD], "mode": "mean"})
+    assert "random heads: " in texts(app.markdown)
+    assert not app.error
+
+
+def test_the_strongest_edge_and_the_layers_are_shown_for_the_chosen_text() -> None:
+    app = opened({**CONFLICT, "layer": "1", "head": "5", "lens": "3"})
+    (strip,) = [e for e in app.get("bidi_component") if e.key == "edges"]
+    header, body = unpacked(strip.proto.bytes)
+    tokens, k = header["tokens"], header["k"]
+    assert CLAIM in tokens[int(body[-1, k]) | int(body[-1, k + 1]) << 8]
+    assert "(the sink), which is left out" in texts(app.caption)
+    assert "Logit lens, with context" in texts(app.caption)
+    app = opened({**CONFLICT, "layer": "1", "head": "5", "pattern": "without context"})
+    assert "Logit lens, without context" in texts(app.caption)

@@ -201,3 +201,15 @@ def test_a_model_without_room_for_a_haystack_says_so(settings: Settings) -> None
     app = opened()  # the planted checkpoint reads too few tokens
     assert "too few tokens" in texts(app.error)
     assert not app.code
+
+
+def test_the_edges_of_a_head_leave_the_sink_out_and_follow_the_part(served: Settings) -> None:
+    app = opened(layer="4", head="6")
+    header, body = picture(app, "edges")
+    assert len(header["tokens"]) == len(body) > 256
+    assert "rests on the first 4 tokens (the sink), which is left out" in texts(app.caption)
+    assert "strongest of" in texts(app.caption)
+    app.toggle(key="with_sink").set_value(True).run()
+    assert "(the sink)." in texts(app.caption)
+    button(app, "Answer, needle").click().run()
+    assert "edges of queries 256 to" in texts(app.caption)

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,23 @@ def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
     index(folder / "indexes" / "risky", label="risk")
     (folder / ".streamlit").mkdir()
     (folder / ".streamlit" / "config.toml").write_text(HOSTILE)
+    with served(folder, [str(checkpoint), "engram"], run_id) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def serve() -> Any:
+    """`served`, for tests that need an explorer of their own."""
+    return served
+
+
+@contextmanager
+def served(folder: Path, models: Sequence[str], run_id: str = "") -> Iterator[Explorer]:
+    """An explorer of these models, started in the folder and ended with the block."""
     port = free_port()
     code = (
         "from mnemoscope.app.launch import launch; "
-        f"launch([{str(checkpoint)!r}, 'engram'], port={port}, runs_root='runs')"
+        f"launch({list(models)!r}, port={port}, runs_root='runs')"
     )
     environment = {
         **os.environ,

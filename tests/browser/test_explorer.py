@@ -111,7 +111,9 @@ def visits(browser: Any, explorer: Any) -> Iterator[Any]:
 
     def visit(path: str = "", *, dark: bool = False, **address: str) -> Visit:
         query = {"prompt": PROMPT, "context": CONTEXT, **address} if not path else address
-        opened.append(Visit(browser, f"{explorer.url}/{path}?{urlencode(query)}", dark=dark))
+        opened.append(
+            Visit(browser, f"{explorer.url}/{path or 'explore'}?{urlencode(query)}", dark=dark)
+        )
         return opened[-1]
 
     yield visit

@@ -1,0 +1,255 @@
+"""4,096 tokens in a model of 32 layers x 32 heads: pictures and answers come soon, and are small.
+
+The model is random and narrow: maps of attention are as large as a real one's, only its own passes
+are cheap (they still take minutes on a busy machine). What is measured is the page: the time from
+the data being there to the picture, and from an act to what it shows. On a machine that is busy
+with other things a clock measures those things; so limits hold for processor time, of the server
+and of the page together, and for the clock only where most cores are idle.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+pytest.importorskip("streamlit")
+pytest.importorskip("playwright.sync_api")
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+LAYERS = HEADS = 32
+LENGTH = 4096
+PICTURE, ACT = 2.0, 0.3
+"""Seconds to the first picture once its data are there, and from an act to what it shows."""
+MOST_BYTES = 5_000_000
+DATA = 15 * 60_000
+"""Milliseconds: the trial and the maps of 1,024 heads on a busy machine."""
+WAIT = 120_000
+BUSY_TIMES = 20
+"""How much longer than its limit a clock may run on a busy machine."""
+
+
+def narrow_model(folder: Path) -> Path:
+    """32 layers x 32 heads of four dimensions, and the tokens of the packaged model."""
+    from mnemoscope.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer("engram")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=8,
+        head_dim=4,
+        max_position_embeddings=8192,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Large:
+    """The page about the narrow model, its server, and what came over the wire."""
+
+    page: Any
+    tasks: Any
+    server: int
+    received: list[int] = field(default_factory=list)
+
+    def processor_seconds(self) -> float:
+        """Of the server and of the page's main thread, so far."""
+        parts = Path(f"/proc/{self.server}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks = int(parts[11]) + int(parts[12])
+        metrics = self.tasks.send("Performance.getMetrics")["metrics"]
+        task = next(one["value"] for one in metrics if one["name"] == "TaskDuration")
+        return ticks / os.sysconf("SC_CLK_TCK") + float(task)
+
+    def costs(self, act: Callable[[], None]) -> tuple[float, float]:
+        """Seconds by the clock, and of processors, from the act to what it shows."""
+        began, used = perf_counter(), self.processor_seconds()
+        act()
+        return perf_counter() - began, self.processor_seconds() - used
+
+    def settle(self) -> None:
+        """Wait until the script has come to rest."""
+        self.page.wait_for_timeout(1000)
+        at_rest = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+        self.page.locator(at_rest).wait_for(timeout=DATA)
+        self.page.wait_for_timeout(1000)
+
+    def watch(self, words: str) -> None:
+        """Notice the next picture on a canvas whose description begins so, for `wait_drawn`."""
+        script = """words => {
+          const pens = CanvasRenderingContext2D.prototype;
+          const own = window.ownDrawImage = window.ownDrawImage || pens.drawImage;
+          window.drawn = 0;
+          pens.drawImage = function (...all) {
+            own.apply(this, all);
+            if (this.canvas.getAttribute("aria-label")?.startsWith(words)) window.drawn += 1;
+          };
+        }"""
+        self.page.evaluate(script, words)
+
+    def wait_drawn(self) -> None:
+        """Until the picture asked for is drawn."""
+        self.page.wait_for_function("window.drawn > 0", timeout=WAIT, polling=10)
+
+
+@pytest.fixture(scope="module")
+def large(browser: Any, serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Large]:
+    """The page after the trial was run and the maps of all heads were pooled."""
+    folder = tmp_path_factory.mktemp("large")
+    with serve(folder, [str(narrow_model(folder / "narrow"))]) as explorer:
+        launcher = explorer.process.pid
+        children = Path(f"/proc/{launcher}/task/{launcher}/children")
+        if not children.exists():
+            pytest.skip("no /proc on this system")
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        tasks = page.context.new_cdp_session(page)
+        tasks.send("Performance.enable", {"timeDomain": "threadTicks"})
+        large = Large(page, tasks, int(children.read_text().split()[0]))
+        page.on("websocket", lambda socket: socket.on("framereceived", _counted(large)))
+        address = {"model": "narrow", "length": LENGTH, "layer": 3, "head": 5}
+        page.goto(f"{explorer.url}/retrieval?{urlencode(address)}", timeout=WAIT)
+        get_data(page)
+        large.settle()
+        yield large
+        page.close()
+
+
+def get_data(page: Any) -> None:
+    """Click what long work waits for, until the maps stand there."""
+    asks = page.get_by_role("button", name="Run the trial").or_(
+        page.get_by_role("button", name="Draw the maps of all heads")
+    )
+    atlas = page.locator('canvas[data-ready="atlas"]')
+    for _ in range(3):
+        asks.or_(atlas).first.wait_for(timeout=DATA)
+        if atlas.count():
+            return
+        asks.first.click(timeout=WAIT)
+        asks.first.wait_for(state="hidden", timeout=DATA)
+    atlas.wait_for(timeout=DATA)
+
+
+def _counted(large: Large) -> Callable[[Any], None]:
+    return lambda frame: large.received.append(len(frame))
+
+
+def within(limit: float, costs: list[tuple[float, float]], what: str) -> None:
+    """The medians keep to the limit: of processor time always, of the clock on an idle machine."""
+    clock, used = (median(values) for values in zip(*costs, strict=True))
+    busy = os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
+    told = f"{what}: {clock:.2f} s by the clock, {used:.2f} s of processors, busy: {busy}"
+    report(told)
+    assert used < limit, told
+    assert clock < limit * (BUSY_TIMES if busy else 1), told
+
+
+def report(words: str) -> None:
+    """Keep a measurement, if anybody wants to read it."""
+    folder = os.environ.get("MNEMOSCOPE_SCREENSHOTS")
+    if folder:
+        with (Path(folder) / "real-sizes.txt").open("a") as file:
+            file.write(words + "\n")
+
+
+def test_all_heads_are_a_picture_soon_after_the_data_are_there(large: Large) -> None:
+    def other_pooling(name: str) -> Callable[[], None]:
+        def act() -> None:
+            large.page.get_by_role("radio", name=name, exact=True).or_(
+                large.page.get_by_role("button", name=name, exact=True)
+            ).first.click(timeout=WAIT)
+            large.wait_drawn()
+
+        return act
+
+    costs = []
+    for name in ("mass", "peak", "mass"):
+        large.watch("Attention maps of all heads")
+        large.received.clear()
+        costs.append(large.costs(other_pooling(name)))
+        large.settle()
+        report(f"one view: {sum(large.received)} bytes")
+        assert sum(large.received) <= MOST_BYTES
+    within(PICTURE, costs, "maps of 1,024 heads")
+
+
+def test_a_whole_visit_is_small(large: Large) -> None:
+    large.received.clear()
+    large.page.reload(timeout=WAIT)
+    large.page.locator('[data-ready="edges"]').wait_for(timeout=WAIT)
+    large.settle()
+    report(f"a visit: {sum(large.received)} bytes")
+    assert sum(large.received) <= MOST_BYTES
+
+
+def test_pointing_at_a_head_names_it_at_once(large: Large) -> None:
+    atlas = large.page.locator('canvas[data-ready="atlas"]')
+    atlas.scroll_into_view_if_needed()
+    named = large.page.locator(".atlas .readout", has_text=re.compile(r"^L\d+\.H\d+$"))
+
+    def point_at(x: int) -> Callable[[], None]:
+        def act() -> None:
+            atlas.hover(position={"x": x, "y": x})
+            named.wait_for(timeout=WAIT)
+
+        return act
+
+    costs = []
+    for x in (100, 300, 500, 200, 400):
+        large.page.mouse.move(1, 1)
+        named.wait_for(state="hidden", timeout=WAIT)
+        costs.append(large.costs(point_at(x)))
+    within(ACT, costs, "pointing at a head")
+
+
+def test_a_picked_token_shows_its_edges_at_once(large: Large) -> None:
+    tokens = large.page.locator('[data-ready="edges"] .text span')
+    last = tokens.count() - 1
+    assert last >= LENGTH
+    large.page.locator('[data-ready="edges"] .text').focus()
+
+    def back_to(place: int) -> Callable[[], None]:
+        def act() -> None:
+            large.page.keyboard.press("ArrowLeft")
+            picked = f'[data-ready="edges"] span.picked[data-i="{place}"]'
+            large.page.locator(picked).wait_for(timeout=WAIT)
+
+        return act
+
+    costs = [large.costs(back_to(last - i)) for i in range(1, 6)]
+    within(ACT, costs, "picking a token")
+    assert "attends to" in large.page.locator('[data-ready="edges"] .readout').inner_text()
+
+
+def test_a_part_of_the_map_comes_at_once(large: Large) -> None:
+    costs = []
+    for name in ("Answer, needle", "Whole prompt", "Answer, needle"):
+        large.watch("Attention map of")
+
+        def act(name: str = name) -> None:
+            large.page.get_by_role("button", name=name).click(timeout=WAIT)
+            large.wait_drawn()
+
+        costs.append(large.costs(act))
+        large.settle()
+    within(ACT, costs, "another part of the map")
+    if folder := os.environ.get("MNEMOSCOPE_SCREENSHOTS"):
+        height = large.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+        large.page.set_viewport_size({"width": 1280, "height": min(height + 60, 6000)})
+        large.page.wait_for_timeout(2000)
+        large.page.screenshot(path=Path(folder) / "real-sizes.png")
