@@ -88,7 +88,7 @@ def grid_chart(
         "description": "spoken:N",
     }
     if tested:
-        encodings["opacity"] = _fading()
+        encodings["opacity"] = _fading(theme)
     return (
         alt.Chart(_with_test(frame), height=alt.Step(_step(frame)))
         .mark_rect(strokeWidth=2.5)
@@ -108,9 +108,10 @@ def _colour(limit: float, theme: str) -> Any:
     )
 
 
-def _fading() -> Any:
+def _fading(theme: str) -> Any:
     scale = alt.Scale(domain=list(TESTED), range=[1.0, 0.3])
-    legend = alt.Legend(orient="bottom", title=None, symbolType="square", symbolFillColor="#542788")
+    highest = _COLOURS[theme][-1]
+    legend = alt.Legend(orient="bottom", title=None, symbolType="square", symbolFillColor=highest)
     return alt.Opacity("tested:N", scale=scale, legend=legend)
 
 

@@ -7,7 +7,8 @@ st.markdown(
     """
 **The question.** A model that is asked something can answer from its weights (*memory answer*) or
 from the text in front of it (*context answer*). When the two disagree, some attention heads speak
-for one and some for the other. This page helps to find them, on a model that runs on this machine.
+for one and some for the other. These pages help to find them, on a model that runs on this
+machine.
 
 **Scores of this prompt.** Each head's output at END, the last position of the prompt, is set to
 zero; everything after it is recomputed token by token with all other heads held still (*direct

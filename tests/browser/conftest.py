@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "app"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from visit import Visit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = """
@@ -116,6 +120,25 @@ def browser() -> Iterator[Any]:
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def visits(browser: Any, explorer: Any) -> Iterator[Any]:
+    """Opens pages; at the end none of them may have asked for anything outside."""
+    from planted_ground import CONTEXT, PROMPT
+
+    opened: list[Visit] = []
+
+    def visit(path: str = "", *, dark: bool = False, **address: str) -> Visit:
+        query = {"prompt": PROMPT, "context": CONTEXT, **address} if not path else address
+        place = {"": "explore", "ask": ""}.get(path, path)  # the entry page is at the root
+        opened.append(Visit(browser, f"{explorer.url}/{place}?{urlencode(query)}", dark=dark))
+        return opened[-1]
+
+    yield visit
+    for one in opened:
+        one.page.close()
+    assert [one.outside for one in opened] == [[]] * len(opened)
 
 
 def free_port() -> int:

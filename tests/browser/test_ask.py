@@ -6,20 +6,16 @@ Screenshots go to the folder named in MNEMOSCOPE_SCREENSHOTS, where a person can
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, HOSTILE, PROMPT, STORED
+from visit import WAIT, Visit
 
 pytest.importorskip("streamlit")
 pytest.importorskip("playwright.sync_api")
-sys.path.insert(0, str(Path(__file__).parent))  # one tab and its rules, as in the other pages' test
-
-from test_explorer import WAIT, Visit
 
 pytestmark = pytest.mark.browser
 CONFLICT = {"prompt": PROMPT, "context": CONTEXT}

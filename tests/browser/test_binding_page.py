@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from visit import WAIT, Visit
 
 pytest.importorskip("streamlit")
 pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_explorer import WAIT, Visit, visits  # noqa: E402, F401
 
 FEW = {"model": "engram", "pairs": "town_mayor", "most": "32"}
 WAITING = re.compile(r"\(about \d+ s at the present pace\)")
@@ -32,7 +30,7 @@ def all_parts(visit: Visit) -> None:
     raise AssertionError("a part of the page still waits for a click")
 
 
-def test_a_pair_the_table_and_the_swap(visits: Any) -> None:  # noqa: F811
+def test_a_pair_the_table_and_the_swap(visits: Any) -> None:
     visit = visits("binding", **FEW)
     visit.see("One pair, both ways")
     all_parts(visit)
@@ -56,7 +54,7 @@ def test_a_pair_the_table_and_the_swap(visits: Any) -> None:  # noqa: F811
     assert visit.own_complaints == []
 
 
-def test_the_address_brings_the_view_back_in_the_dark(visits: Any) -> None:  # noqa: F811
+def test_the_address_brings_the_view_back_in_the_dark(visits: Any) -> None:
     visit = visits("binding", dark=True, **FEW, quantity="CKA", recall="MRR", rank="4", into="1")
     visit.see("One pair, both ways")
     all_parts(visit)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ from urllib.parse import urlencode
 import pytest
 from mnemoscope.results.head_set import load_head_set
 from planted_ground import CONTEXT_HEAD, MEMORY_HEAD
+from visit import WAIT, Visit
 
 pytest.importorskip("streamlit")
 pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
-sys.path.insert(0, str(Path(__file__).parent))
-
-from test_explorer import WAIT, Visit  # noqa: E402
 
 
 def shot(visit: Visit, name: str) -> None:
