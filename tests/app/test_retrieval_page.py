@@ -173,9 +173,9 @@ def test_a_long_trial_waits_for_a_click(served: Settings, monkeypatch: pytest.Mo
     assert not app.code
     button(app, "Run the trial").click().run()
     assert app.code
-    assert [e.key for e in app.get("bidi_component")] == ["window"]
+    assert [e.key for e in app.get("bidi_component")] == ["window", "edges"]
     button(app, "Draw the maps of all heads").click().run()
-    assert [e.key for e in app.get("bidi_component")] == ["atlas", "window"]
+    assert [e.key for e in app.get("bidi_component")] == ["atlas", "window", "edges"]
 
 
 def test_the_best_heads_are_saved_as_a_set_once(served: Settings) -> None:

@@ -25,7 +25,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("streamlit")
 pytest.importorskip("playwright.sync_api")
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "MNEMOSCOPE_REAL_SIZES" not in os.environ,
+        reason="takes many minutes on two cores: set MNEMOSCOPE_REAL_SIZES=1 to run it",
+    ),
+]
 
 LAYERS = HEADS = 32
 LENGTH = 4096
