@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL ?= engram
-# A process a core, whole files to each: models are loaded once a file. Each runs torch on one thread.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A process a core, groups of tests to each (tests/conftest.py), torch on one thread in each.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations=25 --durations-min=10
 export MYPYPATH := .mypy_cache/src
 
 .PHONY: app demo test test-all check format bench clean
@@ -38,7 +38,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	for script in hook_overhead path_patching path_patching_memory head_scoring prune_checkpoint average_precision attention_rows streaming_cache suffix_index; do $(BIN)/python benchmarks/$$script.py --write; done
+	for script in hook_overhead path_patching path_patching_memory head_scoring prune_checkpoint average_precision attention_rows streaming_cache suffix_index sharded_index engines; do $(BIN)/python benchmarks/$$script.py --write; done
 
 # The environment is made again when what it is made from changes.
 $(STAMP): pyproject.toml constraints.txt

@@ -5,38 +5,43 @@ from pathlib import Path
 import streamlit as st
 from mnemoscope.app import exports
 
-VIEWS = Path(__file__).parent / "views"
+HERE = Path(__file__).parent
+PAGES = {
+    "ask": ("Ask", "Where does the answer come from?"),
+    "explore": ("Memory", "Memory or context?"),
+    "neurons": ("Neurons", "Which neurons know a relation?"),
+    "retrieval": ("Retrieval", "Who reads the context?"),
+    "heads": ("Roles", "Heads by role"),
+    "provenance": ("Documents", "Which documents does it come from?"),
+    "binding": ("Binding", "Does it hold both ways?"),
+    "runs": ("Runs", "Runs"),
+    "about": ("About", "About"),
+}
+"""By the last part of the address: the word in the menu, where all have room at 1024 pixels, and
+the page's own title."""
 
 
 def main() -> None:
     """The navigation, and the page that the address names."""
-    st.set_page_config(page_title="Mnemoscope", layout="wide", initial_sidebar_state="expanded")
-    page = st.navigation(
-        [
-            st.Page(
-                VIEWS / "ask.py",
-                title="Where does the answer come from?",
-                url_path="ask",
-                default=True,
-            ),
-            st.Page(VIEWS / "explore.py", title="Memory or context?", url_path="explore"),
-            st.Page(
-                VIEWS / "neurons.py", title="Which neurons know a relation?", url_path="neurons"
-            ),
-            st.Page(VIEWS / "retrieval.py", title="Who reads the context?", url_path="retrieval"),
-            st.Page(VIEWS / "heads.py", title="Heads by role", url_path="heads"),
-            st.Page(
-                VIEWS / "provenance.py",
-                title="Which documents does it come from?",
-                url_path="provenance",
-            ),
-            st.Page(VIEWS / "binding.py", title="Does it hold both ways?", url_path="binding"),
-            st.Page(VIEWS / "runs.py", title="Runs", url_path="runs"),
-            st.Page(VIEWS / "about.py", title="About", url_path="about"),
-        ],
-        position="top",
+    pages = [
+        st.Page(
+            HERE / "views" / f"{name}.py",
+            title=word,
+            url_path=name,
+            default=name == "ask",
+            help=title if title != word else None,
+        )
+        for name, (word, title) in PAGES.items()
+    ]
+    page = st.navigation(pages, position="top")
+    title = dict(PAGES.values())[page.title]
+    st.set_page_config(
+        page_title=f"{title} · Mnemoscope", layout="wide", initial_sidebar_state="expanded"
     )
-    exports.begin(page.title)
+    st.html(HERE / "page.css")
+    if st.context.theme.type == "dark":
+        st.html(HERE / "page-dark.css")
+    exports.begin(title)
     page.run()
     exports.save_view()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..cli.tracing_index import IndexPlan, make_index
 from ..cli.tracing_sources import SHIPPED, OpenIndex, one_sentence, open_for
 from ..data.corpus.index_info import INFO_NAME
+from ..data.corpus.joined_index import JOINED_NAME
 from ..data.corpus.suffix_index import open_index
 from ..models.checkpoint_files import file_sha256
 from ..models.errors import MnemoscopeError
@@ -50,7 +51,8 @@ def offers(settings: Settings) -> dict[str, Offer]:
     }
     found = {
         path.parent.name: Offer(path.parent)
-        for path in sorted(settings.index_folder.glob(f"*/{INFO_NAME}"))
+        for name in (INFO_NAME, JOINED_NAME)
+        for path in sorted(settings.index_folder.glob(f"*/{name}"))
     }
     named = {name: Offer(Path(place)) for name, place in settings.indexes.items()}
     return _distinct(shipped, named, found)

@@ -8,6 +8,7 @@ import streamlit as st
 
 from ..cli.tracing_sources import OpenIndex
 from ..data.corpus.index_info import INFO_NAME
+from ..data.corpus.joined_index import JOINED_NAME
 from ..probes.provenance import BYTES_PER_TOKEN, MIN_TOKENS, Trace, TraceRules
 from ..probes.traced_spans import TracedSpan
 from . import cached, selection, trace_cached
@@ -157,8 +158,8 @@ def opened(offer: Offer | None, place: str, loaded: cached.Loaded) -> OpenIndex 
     """The open index; one that was built anew is opened anew."""
     if offer is None:
         return None
-    info = offer.folder / INFO_NAME
-    changed = info.stat().st_mtime_ns if info.is_file() else 0
+    told = [offer.folder / name for name in (INFO_NAME, JOINED_NAME)]
+    changed = max((path.stat().st_mtime_ns for path in told if path.is_file()), default=0)
     return trace_cached.index_of(str(offer.folder), changed, place, loaded.model.tokenizer_sha256)
 
 

@@ -68,7 +68,7 @@ class OneDocument:
 
 
 def places_of(
-    folder: Path, span: str, *, limit: int, context: int, seed: int = 0, tokenizer: str = ""
+    folder: str | Path, span: str, *, limit: int, context: int, seed: int = 0, tokenizer: str = ""
 ) -> SpanPlaces:
     """The documents that hold `span` as a whole, with `context` tokens on each side.
 
@@ -92,7 +92,7 @@ def places_of(
 
 
 def document_at(
-    folder: Path, number: str, *, at: int | None, context: int, tokenizer: str = ""
+    folder: str | Path, number: str, *, at: int | None, context: int, tokenizer: str = ""
 ) -> OneDocument:
     """A document by its number (`7`, or `2/7` in the third shard), whole or around a token.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ CONTRAST = 3.0
 class GuardConfig:
     """What decides the two answers."""
 
-    index: Path
+    index: str
     prompt: str
     model: str = "engram"
     benign: str = ""
@@ -113,7 +112,7 @@ def _rule(config: GuardConfig, opened: OpenIndex) -> tuple[str, RiskRule]:
     """Chance or contrast as the score; the threshold in its units."""
     length, count = config.min_length or MIN_TOKENS, config.max_count or None
     if config.benign:
-        benign = open_for(Path(config.benign)).index
+        benign = open_for(config.benign).index
         limit = CONTRAST if config.threshold is None else config.threshold
         score = CorpusContrast(opened.index.n_tokens, benign)
         return "contrast with the benign corpus", RiskRule(score, limit, length, count)

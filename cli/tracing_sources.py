@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.corpus.documents import Document, Split, read_documents
+from ..data.corpus.documents import Document, Split, cut_of, read_documents
 from ..data.corpus.index_info import IndexInfo, info_json
+from ..data.corpus.parts import Part, PartRecord, cut_sha256
 from ..data.corpus.suffix_index import SuffixIndex, open_index
 from ..models.errors import MnemoscopeError
 from ..models.load import load_tokenizer
@@ -38,7 +39,7 @@ def one_sentence() -> Iterator[None]:
 class OpenIndex:
     """An index and how its texts are spelled; `sha256` is that of its record of all files."""
 
-    folder: Path
+    folder: str | Path
     index: SuffixIndex
     spelling: Spelling
     sha256: str
@@ -57,13 +58,15 @@ class OpenIndex:
         return f"{self.folder}{label}: {info.n_documents:,} documents, {info.n_tokens:,} {unit}"
 
 
-def open_for(folder: Path, tokenizer: str = "") -> OpenIndex:
-    """Open an index with the tokenizer that it records, or with the one that is named.
+def open_for(folder: str | Path, tokenizer: str = "") -> OpenIndex:
+    """Open an index (a folder, a URL, joined parts) with the tokenizer that it records, or with the
+    one that is named.
 
     Raises `MnemoscopeError` where there is no index, or another tokenizer than its own.
     """
+    named = load_tokenizer(tokenizer) if tokenizer else None
     with one_sentence():
-        index = open_index(folder)
+        index = open_index(folder, vocab_size=None if named is None else len(named))
     identity = hashlib.sha256(info_json(index.info).encode()).hexdigest()
     if index.info.mode == "bytes":
         return OpenIndex(folder, index, byte_spelling(), identity)
@@ -72,16 +75,17 @@ def open_for(folder: Path, tokenizer: str = "") -> OpenIndex:
         raise MnemoscopeError(
             f"{folder} does not record its tokenizer: name a model that has it with --tokenizer."
         )
-    loaded = load_tokenizer(name)
+    loaded = load_tokenizer(name) if named is None else named
     spelling = token_spelling(loaded, vocabulary_sha256(loaded))
     spelling.check(index.info)
     return OpenIndex(folder, index, spelling, identity)
 
 
 def documents_of(
-    sources: Sequence[str], *, field: str, paragraphs: bool
+    sources: Sequence[str], *, field: str, paragraphs: bool, part: Part | None = None
 ) -> Iterator[Document] | Sequence[Document]:
-    """Documents of files, folders, patterns, `datasets:NAME`, or of the shipped corpus.
+    """Documents of files, folders, patterns, `datasets:NAME`, or of the shipped corpus; of a
+    part of them, where one is named.
 
     Raises `MnemoscopeError` for the shipped corpus beside other sources.
     """
@@ -92,9 +96,22 @@ def documents_of(
             "of that name, or build two indexes."
         )
     if shipped:
-        return shipped_documents(shipped[0].partition(":")[2])
+        found = shipped_documents(shipped[0].partition(":")[2])
+        return found[part.run(len(found))] if part else found
     with one_sentence():
-        return read_documents(list(sources), field=field, split=split_of(paragraphs))
+        return read_documents(list(sources), field=field, split=split_of(paragraphs), part=part)
+
+
+def part_record(sources: Sequence[str], *, field: str, paragraphs: bool, part: Part) -> PartRecord:
+    """What the index of a part keeps, so that its like from another corpus is told when joining.
+
+    Raises `MnemoscopeError` for a source that names no file.
+    """
+    if sources[0].partition(":")[0] == SHIPPED:
+        return PartRecord(part.number, part.of, cut_sha256(part.of, list(sources)))
+    with one_sentence():
+        cut = cut_of(list(sources), field=field, split=split_of(paragraphs), parts=part.of)
+    return PartRecord(part.number, part.of, cut)
 
 
 def split_of(paragraphs: bool) -> Split:

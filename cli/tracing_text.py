@@ -140,8 +140,8 @@ def trace_given(
 
     Raises `MnemoscopeError` with the reason.
     """
-    traced = open_for(Path(config.index), config.tokenizer)
-    benign = open_for(Path(config.benign), config.tokenizer) if config.benign else None
+    traced = open_for(config.index, config.tokenizer)
+    benign = open_for(config.benign, config.tokenizer) if config.benign else None
     key = {
         **asdict(config),
         "index_sha256": traced.sha256,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..output import print_json, progress, say
+from ..placement_options import MaxMemory, OffloadFolder
 from .heads import Force, Runs
 from .models import Json
 from .neurons import Device, Dtype
@@ -19,7 +20,12 @@ app = typer.Typer(
 )
 
 Index = Annotated[
-    Path, typer.Argument(metavar="INDEX", help="Folder of an index.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="INDEX",
+        help="Folder of an index, or its address (s3://BUCKET/PATH, https://...).",
+        show_default=False,
+    ),
 ]
 Tokenizer = Annotated[
     str, typer.Option(help="A model with the tokenizer; default: the one that the index records.")
@@ -62,6 +68,12 @@ def index(
     shard_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of a shard, which is sorted in memory as a whole.")
     ] = 250_000_000,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N", help="Only this part of the documents, 1/8 to 8/8; then `trace join`."
+        ),
+    ] = "",
     workers: Annotated[int, typer.Option(min=1, help="Processes that encode and sort.")] = 1,
     inverse: Annotated[
         bool, typer.Option("--inverse", help="4 bytes more a token; spans are found faster.")
@@ -69,6 +81,7 @@ def index(
     any_path: Annotated[
         bool, typer.Option("--any-path", help="Also in a path that other engines stumble over.")
     ] = False,
+    runs: Runs = Path("runs"),
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -81,8 +94,11 @@ def index(
     Example: mnemoscope trace index engram --out engram-index --label pretraining
 
     Example: mnemoscope trace index 'logs/*.jsonl' --tokenizer smollm2 --field content --out logs-ix
+
+    Example: mnemoscope trace index corpus/ --out ix --shard 3/8
     """
-    from ..tracing_index import IndexPlan, make_index
+    from ..tracing_index import IndexPlan
+    from ..tracing_index_run import index_corpus
 
     plan = IndexPlan(
         sources=tuple(sources),
@@ -96,17 +112,61 @@ def index(
         workers=workers,
         inverse=inverse,
         any_path=any_path,
+        shard=shard,
     )
     with progress("documents") as tell:
-        done = make_index(plan, force=force, tell=tell)
+        done = index_corpus(plan, runs, force=force, say=say, tell=tell)
+    _show_index(done.document(), json)
+    if not json:
+        after = f"join {out} (when all parts are there)" if shard else f"text {out} --file TEXT"
+        say(f"Next: mnemoscope trace {after}")
+
+
+@app.command()
+def join(
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INDEX", help="The --out of the parts, or a new folder.", show_default=False
+        ),
+    ],
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PLACE]...",
+            help="Instead of the parts in the folder: any indexes, also at addresses.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all files and compare their hashes.")
+    ] = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """List the parts of an index, so that they are queried as one; nothing is copied.
+
+    Example: mnemoscope trace join ix
+
+    Example: mnemoscope trace join both s3://infini-gram-lite/index/v4_pileval_llama my-own-index
+    """
+    from ..tracing_index import join as join_indexes
+
+    with progress("parts") as tell:
+        done = join_indexes(out, tuple(places or ()), verify=verify, force=force, tell=tell)
+    _show_index(done.document(), json)
+    if not json:
+        say(f"Next: mnemoscope trace text {out} --file TEXT")
+
+
+def _show_index(told: dict[str, Any], json: bool) -> None:
     if json:
-        print_json("trace-index", done.document())
+        print_json("trace-index", told)
         return
-    told = done.document()
     unit = "bytes" if told["mode"] == "bytes" else f"tokens of {told['tokenizer_name']}"
     say(f"indexed  {told['n_documents']:,} documents, {told['n_tokens']:,} {unit}")
-    say(f"index    {out} ({told['bytes'] / 1e6:,.1f} MB in {told['n_shards']} shards)")
-    say(f"Next: mnemoscope trace text {out} --file TEXT")
+    part = f", part {told['part']}" if told["part"] else ""
+    size = f"{told['bytes'] / 1e6:,.1f} MB in " if told["bytes"] else ""
+    say(f"index    {told['index']} ({size}{told['n_shards']} shards{part})")
 
 
 @app.command()
@@ -154,6 +214,8 @@ def text(
     seed: Annotated[int, typer.Option(help="Seed of the places that are sampled.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
     runs: Runs = Path("runs"),
     force: Force = False,
     json: Json = False,
@@ -176,7 +238,7 @@ def text(
     if gate and not calibrate:
         raise typer.BadParameter("--gate needs harmless texts that set thresholds: --calibrate.")
     config = TextConfig(
-        index=str(index),
+        index=index,
         text="" if model else read_given(given, file),
         prompt=prompt,
         model=model,

@@ -15,6 +15,7 @@ from .checks import check_path, full_disk_errors
 from .documents import Document
 from .encoding import Encode, Encoded, encoded_documents, process_pool
 from .index_info import IndexInfo, dtype_of, separator_of
+from .parts import PartRecord
 from .shard_files import DocumentDigest, EncodedShard, ShardWriter, SortPlan, sort_shard
 
 Progress = Callable[[int, int], None]
@@ -41,6 +42,7 @@ def build_index(
     directory: bool = True,
     inverse: bool = False,
     label: str = "",
+    part: PartRecord | None = None,
     progress: Progress = silent,
     force: bool = False,
     any_path: bool = False,
@@ -51,7 +53,8 @@ def build_index(
     is over UTF-8 bytes. A shard holds whole documents and at most `tokens_per_shard` tokens (one
     document may be longer). `workers` processes encode and sort. `directory` (0.016 bytes a token)
     and `inverse` (4) make queries faster. `label` says what the corpus is: "risk", "benign", a
-    stage of training.
+    stage of training. With `part` the documents are those of a part of a corpus (see `parts`),
+    whose index `joined_index.join_parts` lists with the others'; it may be empty.
 
     Memory: some megabytes of text, and per worker the sorting of one shard: 5 bytes a token over
     bytes, 10 at width 2, 14 at width 4 (20 when more than 65,536 distinct ids occur); 4 more with
@@ -75,6 +78,7 @@ def build_index(
         tokens_per_shard=tokens_per_shard,
         directory=directory,
         inverse=inverse,
+        part=part,
     )
     if min(workers, tokens_per_shard) < 1:
         raise ValueError("workers and tokens_per_shard must be at least 1.")
@@ -202,12 +206,12 @@ def _skip(documents: Iterator[Document], shard: EncodedShard, place: Path) -> No
 def _info(site: BuildSite, shards: list[EncodedShard]) -> IndexInfo:
     n_tokens = sum(shard.n_tokens for shard in shards)
     n_documents = sum(shard.n_documents for shard in shards)
-    if n_tokens == n_documents:
+    plan = site.plan
+    if n_tokens == n_documents and plan.part is None:
         site.remove()
         raise ValueError(
             f"the corpus holds no text ({n_documents} documents): check the sources and the field."
         )
-    plan = site.plan
     files = [site.sorted_files(shard.number) for shard in shards]
     return IndexInfo(
         mode=plan.mode,
@@ -221,4 +225,5 @@ def _info(site: BuildSite, shards: list[EncodedShard]) -> IndexInfo:
         label=plan.label,
         built=f"mnemoscope {version('mnemoscope')}",
         files={name: record for found in files for name, record in sorted(found.items())},
+        part=plan.part,
     )

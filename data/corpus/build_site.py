@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from .checks import rights_errors
 from .index_info import INFO_NAME, FileRecord, IndexInfo, Mode, info_json
-from .layout import shard_numbers
+from .index_place import LocalFolder
+from .parts import PartRecord
 from .shard_files import EncodedShard, encoded_shard, sorted_files, write_record, write_whole
 
 
@@ -30,6 +31,7 @@ class BuildPlan:
     tokens_per_shard: int
     directory: bool
     inverse: bool
+    part: PartRecord | None = None
 
 
 class BuildSite:
@@ -112,5 +114,7 @@ def check_target(target: Path, *, force: bool) -> None:
         return
     if not force:
         raise FileExistsError(f"{target} exists already: choose another folder, or use force=True.")
-    if not target.is_dir() or not ((target / INFO_NAME).is_file() or shard_numbers(target)):
+    if not target.is_dir() or not (
+        (target / INFO_NAME).is_file() or LocalFolder(target).numbered("tokenized")
+    ):
         raise FileExistsError(f"{target} is no index, so that force does not replace it: move it.")

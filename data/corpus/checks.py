@@ -33,20 +33,25 @@ def check_path(folder: Path) -> None:
         )
 
 
-def check_file(path: Path, n_bytes: int, sha256: str | None = None) -> None:
-    """Raise FileNotFoundError or ValueError unless `path` has this size, and this hash if given."""
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path} is missing: copy the folder again as a whole, or build it again."
-        ) from error
+def missing(folder: str, name: str) -> FileNotFoundError:
+    """What is raised for a file that an index must have."""
+    return FileNotFoundError(
+        f"{folder}/{name} is missing: copy the folder again as a whole, or build it again."
+    )
+
+
+def check_size(path: str, found: int, n_bytes: int) -> None:
+    """Raise ValueError unless a file of `found` bytes is as long as it was made."""
     if found != n_bytes:
         what = "truncated" if found < n_bytes else "too long"
         raise ValueError(
             f"{path} is {what} ({found} of {n_bytes} bytes): copy it again, or build it again."
         )
-    if sha256 is not None and file_sha256(path) != sha256:
+
+
+def check_hash(path: str, found: str, sha256: str) -> None:
+    """Raise ValueError unless a file is what was made."""
+    if found != sha256:
         raise ValueError(
             f"{path} is damaged (its SHA-256 is another one): copy it again, or build it again."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import polars as pl
+
+from .parts import Part, Window, cut_sha256, windows
 
 Split = Literal["file", "blank-lines"]
 
@@ -35,7 +38,11 @@ class Document:
 
 
 def read_documents(
-    sources: str | Path | Sequence[str | Path], *, field: str = "text", split: Split = "file"
+    sources: str | Path | Sequence[str | Path],
+    *,
+    field: str = "text",
+    split: Split = "file",
+    part: Part | None = None,
 ) -> Iterator[Document]:
     """Stream the documents of files, folders, glob patterns or `datasets:owner/name[:config]`.
 
@@ -46,25 +53,68 @@ def read_documents(
     paragraph or 8,192 rows (or a row group) are held in memory at a time, and a whole file of text
     with `split="file"`.
 
+    With `part` only its documents are given, with the same sources and lines as among all: every
+    worker passes over the lines of a file before its own run without parsing them, files that are
+    packed or one document each go whole to one part, and the rows of a data set are dealt out in
+    turn (so that each worker streams all of it).
+
     Raises FileNotFoundError when a source names no file, ValueError for text that is not UTF-8
     (with file and byte), for a line that is no JSON object and for records without `field`,
     ImportError when `datasets` is not installed.
     """
+    return _stream(_found(sources), field, split, part)
+
+
+def cut_of(
+    sources: str | Path | Sequence[str | Path], *, field: str, split: Split, parts: int
+) -> str:
+    """The hash of a corpus cut into `parts`: two workers with the same one agree who reads what.
+
+    Over the names and sizes of its files. Raises FileNotFoundError as `read_documents`.
+    """
+    told = [
+        one if isinstance(one, str) else [(name, path.stat().st_size) for path, name in one]
+        for one in _found(sources)
+    ]
+    return cut_sha256(parts, field, split, told)
+
+
+def _found(sources: str | Path | Sequence[str | Path]) -> list[str | list[tuple[Path, str]]]:
+    """Per source its files with the names they get in the index, or the name of a data set."""
     given = [sources] if isinstance(sources, str | Path) else list(sources)
-    found = [(source, _files(source)) for source in given if not _is_data_set(source)]
-    empty = [str(source) for source, files in found if not files]
-    if empty:
-        raise FileNotFoundError(f"no file at {empty[0]}: check the path or the pattern.")
-    return _stream(given, field, split)
-
-
-def _stream(given: Sequence[str | Path], field: str, split: Split) -> Iterator[Document]:
+    found: list[str | list[tuple[Path, str]]] = []
     for source in given:
-        if _is_data_set(source):
-            yield from _read_data_set(str(source).removeprefix(_DATASETS), field)
+        files: str | list[tuple[Path, str]] = (
+            str(source) if _is_data_set(source) else _files(source)
+        )
+        if not files:
+            raise FileNotFoundError(f"no file at {source}: check the path or the pattern.")
+        found.append(files)
+    return found
+
+
+def _stream(
+    found: Sequence[str | list[tuple[Path, str]]], field: str, split: Split, part: Part | None
+) -> Iterator[Document]:
+    files = [file for one in found if not isinstance(one, str) for file in one]
+    meant = iter(_windows([path for path, _ in files], split, part or Part(1, 1)))
+    for one in found:
+        if isinstance(one, str):
+            yield from _read_data_set(one.removeprefix(_DATASETS), field, part or Part(1, 1))
             continue
-        for path, name in _files(source):
-            yield from _read_file(path, name, field, split)
+        for path, name in one:
+            window = next(meant)
+            if window is not None:
+                yield from _read_file(path, name, field, split, window)
+
+
+def _windows(paths: Sequence[Path], split: Split, part: Part) -> list[Window | None]:
+    """Per file the part's bytes; of a file of rows or lines each is a record, others stay whole."""
+    splits = [
+        path.suffix in (".jsonl", ".parquet") or (split == "blank-lines" and path.suffix != ".gz")
+        for path in paths
+    ]
+    return windows([path.stat().st_size for path in paths], splits, part)
 
 
 def _is_data_set(source: str | Path) -> bool:
@@ -84,14 +134,17 @@ def _files(source: str | Path) -> list[tuple[Path, str]]:
     return [(match, str(match)) for match in matches if match.is_file()]
 
 
-def _read_file(path: Path, name: str, field: str, split: Split) -> Iterator[Document]:
+def _read_file(
+    path: Path, name: str, field: str, split: Split, window: Window
+) -> Iterator[Document]:
     endings = [ending for ending in path.suffixes if ending != ".gz"]
+    meant = range(window.start, sys.maxsize if window.stop == window.size else window.stop)
     if path.suffix == ".parquet":
-        yield from _read_parquet(path, name, field)
+        yield from _read_parquet(path, name, field, window)
     elif endings and endings[-1] == ".jsonl":
-        yield from _read_json_lines(_byte_lines(path), name, field)
+        yield from _read_json_lines(_byte_lines(path), name, field, meant)
     elif split == "blank-lines":
-        yield from _read_paragraphs(_byte_lines(path), name)
+        yield from _read_paragraphs(_byte_lines(path), name, meant)
     else:
         yield Document(_decoded(b"".join(_byte_lines(path)), name, 0), name)
 
@@ -118,8 +171,9 @@ def _decoded(raw: bytes, name: str, start: int) -> str:
         ) from error
 
 
-def _read_paragraphs(lines: Iterable[bytes], name: str) -> Iterator[Document]:
-    """Runs of lines that are not blank; the last line's end is left out."""
+def _read_paragraphs(lines: Iterable[bytes], name: str, meant: range) -> Iterator[Document]:
+    """Runs of lines that are not blank, of those that begin at the bytes `meant`; the last line's
+    end is left out."""
     paragraph: list[bytes] = []
     first = start = byte = 0
     for number, line in enumerate(lines):
@@ -128,18 +182,32 @@ def _read_paragraphs(lines: Iterable[bytes], name: str) -> Iterator[Document]:
                 first, start = number, byte
             paragraph.append(line)
         elif paragraph:
-            yield Document(_decoded(b"".join(paragraph), name, start).rstrip("\r\n"), name, first)
+            if start in meant:
+                yield _paragraph(paragraph, name, start, first)
             paragraph = []
+        if byte >= meant.stop and start not in meant:
+            return
         byte += len(line)
-    if paragraph:
-        yield Document(_decoded(b"".join(paragraph), name, start).rstrip("\r\n"), name, first)
+    if paragraph and start in meant:
+        yield _paragraph(paragraph, name, start, first)
 
 
-def _read_json_lines(lines: Iterable[bytes], name: str, field: str) -> Iterator[Document]:
-    byte = 0
+def _paragraph(lines: Sequence[bytes], name: str, start: int, first: int) -> Document:
+    return Document(_decoded(b"".join(lines), name, start).rstrip("\r\n"), name, first)
+
+
+def _read_json_lines(
+    lines: Iterable[bytes], name: str, field: str, meant: range
+) -> Iterator[Document]:
+    """The records of the lines that begin at the bytes `meant`."""
+    after = 0
     for number, line in enumerate(lines):
+        byte, after = after, after + len(line)
+        if byte not in meant:
+            if byte >= meant.stop:
+                return
+            continue
         text = _decoded(line, name, byte)
-        byte += len(line)
         if not text.strip():
             continue
         try:
@@ -152,19 +220,19 @@ def _read_json_lines(lines: Iterable[bytes], name: str, field: str) -> Iterator[
         yield _from_row(row, name, number, field)
 
 
-def _read_parquet(path: Path, name: str, field: str) -> Iterator[Document]:
+def _read_parquet(path: Path, name: str, field: str, window: Window) -> Iterator[Document]:
     try:
         table = pl.scan_parquet(path, glob=False)
-        n_rows = int(table.select(pl.len()).collect().item())
-        for start in range(0, n_rows, _PARQUET_ROWS):
-            rows = table.slice(start, _PARQUET_ROWS).collect()
+        meant = window.rows(int(table.select(pl.len()).collect().item()))
+        for start in range(meant.start, meant.stop, _PARQUET_ROWS):
+            rows = table.slice(start, min(_PARQUET_ROWS, meant.stop - start)).collect()
             for number, row in enumerate(rows.iter_rows(named=True), start):
                 yield _from_row(row, name, number, field)
     except pl.exceptions.ComputeError as error:
         raise ValueError(f"{name} cannot be read as parquet ({error}): copy it again.") from error
 
 
-def _read_data_set(name: str, field: str) -> Iterator[Document]:
+def _read_data_set(name: str, field: str, part: Part) -> Iterator[Document]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -174,7 +242,8 @@ def _read_data_set(name: str, field: str) -> Iterator[Document]:
     owner_name, _, config = name.partition(":")
     for split, rows in load_dataset(owner_name, config or None, streaming=True).items():
         for number, row in enumerate(rows):
-            yield _from_row(row, f"{name}/{split}", number, field)
+            if part.deals(number):
+                yield _from_row(row, f"{name}/{split}", number, field)
 
 
 def _from_row(row: Any, source: str, number: int, field: str) -> Document:

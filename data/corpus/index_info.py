@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from .parts import PartRecord
+
 Mode = Literal["tokens", "bytes"]
 WIDTHS = (1, 2, 4)
 INFO_NAME = "mnemoscope.json"
@@ -31,7 +33,8 @@ class IndexInfo:
     `n_tokens` counts separators; ids are below `vocab_size`, which is at most `separator`. An index
     that was made elsewhere is `foreign`: its tokenizer is not recorded (empty), its vocabulary is
     taken to be as large as the width allows (at width 4: as its largest id), and it has no hashes
-    in `files`. `built` names the tool. In mode "bytes" the ids are the UTF-8 bytes of the text.
+    in `files`. `built` names the tool. In mode "bytes" the ids are the UTF-8 bytes of the text. An
+    index over a part of a corpus says which in `part`; alone it may hold no document at all.
     """
 
     mode: Mode
@@ -46,6 +49,7 @@ class IndexInfo:
     built: str = ""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     foreign: bool = False
+    part: PartRecord | None = None
 
     @property
     def separator(self) -> int:
@@ -90,18 +94,25 @@ def info_json(info: IndexInfo) -> str:
     """What `mnemoscope.json` holds; `read_info` reads it back."""
     raw = {"format": FORMAT, **asdict(info)}
     del raw["foreign"]
+    if info.part is None:
+        del raw["part"]
     return json.dumps(raw, indent=1, sort_keys=True) + "\n"
 
 
 def read_info(folder: Path) -> IndexInfo:
     """Read `mnemoscope.json`. Raises ValueError if it is damaged or of a later format."""
-    path = folder / INFO_NAME
+    return parse_info((folder / INFO_NAME).read_bytes(), str(folder / INFO_NAME))
+
+
+def parse_info(content: bytes, path: str) -> IndexInfo:
+    """What `info_json` wrote, read at `path`. Raises as `read_info`."""
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        raw = json.loads(content.decode())
         if raw.pop("format") != FORMAT:
             raise ValueError(f"{path} is of a later format: update Mnemoscope.")
         files = {name: FileRecord(**record) for name, record in raw.pop("files").items()}
-        info = IndexInfo(**raw, files=files)
+        part = raw.pop("part", None)
+        info = IndexInfo(**raw, files=files, part=part and PartRecord(**part))
         if info.mode not in get_args(Mode) or info.width not in WIDTHS:
             raise TypeError(f"mode {info.mode!r}, width {info.width!r}")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -1,19 +1,21 @@
 """What a back end of the index queries must do, and which one is taken.
 
 Both back ends (`kernels_numba`, `kernels_numpy`) give identical answers: the same tests run on
-both. They see ids as *keys*: the little-endian bytes of an id read as a big-endian number, so that
-keys compare as the suffixes of the index are sorted.
+both. Files that lie elsewhere are read by the numpy one alone. They see ids as *keys*: the
+little-endian bytes of an id read as a big-endian number, so that keys compare as the suffixes of
+the index are sorted.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8, UInt64
 
 from .layout import ShardArrays
+from .ranged_array import RangedArray, Stored, flat_bytes
 
 KernelName = Literal["auto", "numba", "numpy"]
 ABSENT = 1 << 40
@@ -30,11 +32,11 @@ class Plain(NamedTuple):
     empty where the index keeps no counts.
     """
 
-    data: UInt8[np.ndarray, " byte"]
+    data: UInt8[np.ndarray, " byte"] | RangedArray
     width: int
-    table: UInt8[np.ndarray, " byte"]
+    table: UInt8[np.ndarray, " byte"] | RangedArray
     ratio: int
-    directory: UInt64[np.ndarray, " key"]
+    directory: UInt64[np.ndarray, " key"] | RangedArray
     inverse: Shaped[np.ndarray, " position"]
     first: Int64[np.ndarray, " vocab"]
     total: Int64[np.ndarray, " vocab"]
@@ -135,14 +137,17 @@ class Candidates(Protocol):
     ) -> tuple[Int64[np.ndarray, "beam k"], Int64[np.ndarray, "beam k"]]: ...
 
 
-def kernels_named(name: KernelName) -> Kernels:
-    """A back end; "auto" takes numba where it is installed.
+def kernels_named(name: KernelName, *, remote: bool = False) -> Kernels:
+    """A back end; "auto" takes numba where it is installed and the files are here (not `remote`).
 
-    Raises ValueError for another name, ImportError where numba was asked for and is missing.
+    Raises ValueError for another name and for numba on files elsewhere, ImportError where numba
+    was asked for and is missing.
     """
     if name not in ("auto", "numba", "numpy"):
         raise ValueError(f"kernels must be 'auto', 'numba' or 'numpy', got {name!r}.")
-    if name == "numpy" or (name == "auto" and find_spec("numba") is None):
+    if remote and name == "numba":
+        raise ValueError("the numba kernels read mapped files only: take 'auto' or 'numpy'.")
+    if name == "numpy" or remote or (name == "auto" and find_spec("numba") is None):
         from . import kernels_numpy
 
         return kernels_numpy
@@ -157,9 +162,9 @@ def plain(shard: ShardArrays, vocab_size: int) -> Plain:
     """The shard's files as the kernels read them, without a copy."""
     first, total = _token_ranks(shard, vocab_size)
     return Plain(
-        _frozen(shard.tokens.view(np.uint8)),
+        _frozen(flat_bytes(shard.tokens)),
         shard.width,
-        _frozen(shard.table.reshape(-1)),
+        _frozen(flat_bytes(shard.table)),
         shard.ratio,
         _frozen(np.zeros(0, "<u8") if shard.directory is None else shard.directory),
         _frozen(np.zeros(0, "<u4") if shard.inverse is None else shard.inverse),
@@ -184,8 +189,10 @@ def _token_ranks(
     return first, total
 
 
-def _frozen(array: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
+def _frozen(array: Stored) -> Any:
     """A read-only view: one type for mapped and other arrays is one compilation."""
+    if isinstance(array, RangedArray):
+        return array
     view = array.view()
     view.flags.writeable = False
     return view

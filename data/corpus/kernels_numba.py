@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int64
 from numba import njit  # type: ignore[import-untyped]
 
 from .kernels import ABSENT, Active, Plain
 from .layout import DIRECTORY_STRIDE, PREFIX_BYTES
+from .ranged_array import Stored
 
 F = TypeVar("F", bound=Callable[..., object])
 _jit: Callable[[F], F] = njit(cache=True, nogil=True)
@@ -282,7 +283,7 @@ def _bracket(shard: Plain, keys: Keys, start: int, stop: int, upper: bool) -> tu
 
 
 @_jit
-def _lower_key(directory: UInt64[np.ndarray, " key"], lo: int, hi: int, key: np.uint64) -> int:
+def _lower_key(directory: Stored, lo: int, hi: int, key: np.uint64) -> int:
     """The first place in [lo, hi) with at least `key`, else hi."""
     while lo < hi:
         middle = (lo + hi) >> 1

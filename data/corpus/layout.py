@@ -18,25 +18,15 @@ everywhere else in this package it is a position: a token index in its shard.
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8, UInt64
 
-from .checks import check_file
-from .index_info import (
-    INFO_NAME,
-    WIDTHS,
-    IndexInfo,
-    Mode,
-    dtype_of,
-    read_info,
-    separator_of,
-)
+from .index_place import ReadsText
+from .ranged_array import RangedArray, count_until
 
 DIRECTORY_STRIDE = 512
 PREFIX_BYTES = 8
@@ -55,7 +45,8 @@ class DocumentRecord:
 
 @dataclass(frozen=True, eq=False)
 class ShardArrays:
-    """One shard's files as plain read-only arrays over mappings; nothing is read until touched.
+    """One shard's files as read-only arrays over mappings, or over ranged reads where the index
+    lies elsewhere; nothing is read until touched.
 
     `table[rank]` are the little-endian bytes of the suffix's byte offset: divide by the width for
     its position. `offsets[d]` is the byte offset of document d's separator, the first one 0.
@@ -64,14 +55,19 @@ class ShardArrays:
     """
 
     number: int
-    tokens: Shaped[np.ndarray, " position"]
-    table: UInt8[np.ndarray, "rank ratio"]
-    offsets: UInt64[np.ndarray, " document"]
-    directory: UInt64[np.ndarray, " key"] | None = None
-    inverse: Shaped[np.ndarray, " position"] | None = None
-    metadata: UInt8[np.ndarray, " byte"] | None = None
-    metaoff: UInt64[np.ndarray, " document"] | None = None
-    unigram_file: Path | None = None
+    tokens: Shaped[np.ndarray, " position"] | RangedArray
+    table: UInt8[np.ndarray, "rank ratio"] | RangedArray
+    offsets: UInt64[np.ndarray, " document"] | RangedArray
+    directory: UInt64[np.ndarray, " key"] | RangedArray | None = None
+    inverse: Shaped[np.ndarray, " position"] | RangedArray | None = None
+    metadata: UInt8[np.ndarray, " byte"] | RangedArray | None = None
+    metaoff: UInt64[np.ndarray, " document"] | RangedArray | None = None
+    unigram_file: ReadsText | None = None
+
+    @property
+    def remote(self) -> bool:
+        """Whether its files lie elsewhere."""
+        return isinstance(self.tokens, RangedArray)
 
     @property
     def width(self) -> int:
@@ -99,8 +95,7 @@ class ShardArrays:
             raise IndexError(
                 f"position {position} is outside shard {self.number} of {self.n_tokens} tokens."
             )
-        at = np.uint64(position * self.width)
-        return int(np.searchsorted(self.offsets, at, side="right")) - 1
+        return count_until(self.offsets, position * self.width) - 1
 
     def document_span(self, document: int) -> tuple[int, int]:
         """Positions [start, stop) of the document's own tokens, without its separator."""
@@ -120,10 +115,16 @@ class ShardArrays:
         last = document + 1 == self.n_documents
         stop = len(self.metadata) if last else int(self.metaoff[document + 1])
         raw = json.loads(self.metadata[int(self.metaoff[document]) : stop].tobytes())
-        return DocumentRecord(raw["path"], raw["linenum"], raw["metadata"])
+        rest = {key: raw[key] for key in raw if key not in ("path", "linenum")}
+        return DocumentRecord(
+            str(raw.get("path", "")), int(raw.get("linenum", 0)), raw.get("metadata", rest)
+        )
 
     def unigram_counts(self, vocab_size: int) -> Int64[np.ndarray, " vocab"]:
-        """How often each id occurs, the separator left out; read from its file, else counted."""
+        """How often each id occurs, the separator left out; read from its file, else counted.
+
+        Raises ValueError where that would be the download of all tokens.
+        """
         counts = np.zeros(vocab_size, dtype=np.int64)
         if self.unigram_file is not None:
             for line in self.unigram_file.read_text("ascii").splitlines():
@@ -131,6 +132,11 @@ class ShardArrays:
                 if token < vocab_size:
                     counts[token] = count
             return counts
+        if self.remote:
+            raise ValueError(
+                "this index lies elsewhere and keeps no counts of its ids (unigram files), which "
+                "are needed here: copy it to this machine, or build it with them."
+            )
         for start in range(0, self.n_tokens, 1 << 20):
             part = self.tokens[start : start + (1 << 20)]
             counts += np.bincount(part[part < vocab_size], minlength=vocab_size)
@@ -165,182 +171,6 @@ def prefix_keys(
     return keys
 
 
-def open_shards(
-    folder: str | Path,
-    *,
-    verify: bool = False,
-    width: int | None = None,
-    mode: Mode | None = None,
-) -> tuple[IndexInfo, tuple[ShardArrays, ...]]:
-    """Map an index; opening costs the same for any size.
-
-    Sizes are always checked, hashes with `verify` (which reads every byte). A folder without
-    `mnemoscope.json`, as infini-gram's builder writes it, is opened as foreign: its width is taken
-    from the sizes of its files and width 1 is taken for bytes, unless `width` and `mode` are given;
-    one of width 4 is read through once for its largest id.
-    A foreign index of version 5 (documents reversed) cannot be told from one of version 4.
-
-    Raises FileNotFoundError for a missing folder or file, ValueError for damage.
-    """
-    place = Path(folder)
-    if not place.is_dir():
-        raise FileNotFoundError(
-            f"there is no index folder {place}: check the path, or build it again."
-        )
-    if (place / INFO_NAME).is_file():
-        info = read_info(place)
-        for name, record in info.files.items():
-            check_file(place / name, record.bytes, record.sha256 if verify else None)
-    else:
-        info = _foreign_info(place, width, mode)
-    shards = tuple(_open_shard(place, number, info.width) for number in shard_numbers(place))
-    if len(shards) != info.n_shards:
-        raise ValueError(
-            f"{place} holds {len(shards)} shards and {INFO_NAME} tells of {info.n_shards}: "
-            "copy the folder again as a whole."
-        )
-    return _counted(info, shards), shards
-
-
-def shard_numbers(folder: Path) -> tuple[int, ...]:
-    """The numbers of the shards in `folder`, ascending.
-
-    Other engines number them in the order of the names as text: 0, 1, 10, 11, 2 and so on.
-    """
-    numbers = [path.name.partition(".")[2] for path in folder.glob(f"{REQUIRED[0]}.*")]
-    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
-
-
-def _counted(info: IndexInfo, shards: tuple[ShardArrays, ...]) -> IndexInfo:
-    """`info` if its counts are those of the shards."""
-    tokens = sum(shard.n_tokens for shard in shards)
-    documents = sum(shard.n_documents for shard in shards)
-    if (tokens, documents) != (info.n_tokens, info.n_documents):
-        raise ValueError(
-            f"the index holds {tokens} tokens in {documents} documents and {INFO_NAME} tells of "
-            f"{info.n_tokens} in {info.n_documents}: copy the folder again as a whole."
-        )
-    return info
-
-
-def _foreign_info(folder: Path, width: int | None, mode: Mode | None) -> IndexInfo:
-    numbers = shard_numbers(folder)
-    if not numbers:
-        raise FileNotFoundError(
-            f"{folder} holds neither {INFO_NAME} nor {file_name('tokenized', 0)}: it is no index "
-            "folder; check the path."
-        )
-    width = _foreign_width(folder, numbers[0]) if width is None else width
-    sizes = [[_size(folder, kind, i) for kind in ("tokenized", "offset")] for i in numbers]
-    return IndexInfo(
-        mode=mode or ("bytes" if width == 1 else "tokens"),
-        width=width,
-        vocab_size=separator_of(width) if width < 4 else 1 + _largest_id(folder, numbers),
-        n_shards=len(numbers),
-        n_tokens=sum(size for size, _ in sizes) // dtype_of(width).itemsize,
-        n_documents=sum(size for _, size in sizes) // 8,
-        foreign=True,
-    )
-
-
-def _largest_id(folder: Path, numbers: tuple[int, ...]) -> int:
-    largest = 0
-    for number in numbers:
-        tokens = _mapped(folder / file_name("tokenized", number), dtype_of(4))
-        for start in range(0, len(tokens), 1 << 20):
-            part = tokens[start : start + (1 << 20)]
-            largest = max(largest, int(part.max(where=part != separator_of(4), initial=0)))
-    return largest
-
-
-def _foreign_width(folder: Path, number: int) -> int:
-    """From the sizes: the table has one place of known bytes a token."""
-    n_bytes, table = (_size(folder, kind, number) for kind in ("tokenized", "table"))
-    for width in WIDTHS:
-        if n_bytes and table * width == n_bytes * ratio_of(n_bytes):
-            return width
-    raise ValueError(
-        f"the files of shard {number} in {folder} do not fit together ({n_bytes} bytes of tokens, "
-        f"{table} of table): copy the folder again as a whole, or give the width."
-    )
-
-
-def _size(folder: Path, kind: str, number: int) -> int:
-    path = folder / file_name(kind, number)
-    try:
-        return path.stat().st_size
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path} is missing: copy the folder again as a whole, or build it again."
-        ) from error
-
-
-def _open_shard(folder: Path, number: int, width: int) -> ShardArrays:
-    sizes = {kind: _size(folder, kind, number) for kind in REQUIRED}
-    n_tokens, rest = divmod(sizes["tokenized"], width)
-    ratio, uneven = divmod(sizes["table"], n_tokens or 1)
-    if not n_tokens or rest or uneven or not 1 <= ratio <= 8 or sizes["offset"] % 8:
-        raise ValueError(
-            f"shard {number} in {folder} is damaged or not of width {width} ({sizes}): copy the "
-            "folder again as a whole, or build it again."
-        )
-    optional = {kind: folder / file_name(kind, number) for kind in OPTIONAL}
-    here = {kind: path for kind, path in optional.items() if path.is_file()}
-    shard = ShardArrays(
-        number=number,
-        tokens=_mapped(folder / file_name("tokenized", number), dtype_of(width), scattered=True),
-        table=_mapped(folder / file_name("table", number), "u1", scattered=True).reshape(-1, ratio),
-        offsets=_mapped(folder / file_name("offset", number), "<u8"),
-        directory=_mapped(here["directory"], "<u8") if "directory" in here else None,
-        inverse=_inverse(here.get("inverse"), n_tokens),
-        metadata=_mapped(here["metadata"], "u1") if "metadata" in here else None,
-        metaoff=_mapped(here["metaoff"], "<u8") if "metaoff" in here else None,
-        unigram_file=here.get("unigram"),
-    )
-    _check_shard(shard, folder)
-    return shard
-
-
-def _check_shard(shard: ShardArrays, folder: Path) -> None:
-    """The cheap signs that the files of a shard belong together."""
-    separators = shard.offsets[[0, -1]] // np.uint64(shard.width)
-    keys = -(-shard.n_tokens // DIRECTORY_STRIDE)
-    fits = (
-        int(separators[1]) < shard.n_tokens
-        and int(separators[0]) == 0
-        and bool((shard.tokens[separators] == separator_of(shard.width)).all())
-        and (shard.directory is None or len(shard.directory) == keys)
-        and (shard.metaoff is None or len(shard.metaoff) == shard.n_documents)
-    )
-    if not fits:
-        raise ValueError(
-            f"the files of shard {shard.number} in {folder} do not belong together: copy the "
-            "folder again as a whole, or build it again."
-        )
-
-
-def _inverse(path: Path | None, n_tokens: int) -> Shaped[np.ndarray, " position"] | None:
-    if path is None:
-        return None
-    inverse = _mapped(path, inverse_dtype(n_tokens), scattered=True)
-    if len(inverse) != n_tokens:
-        raise ValueError(f"{path} has {len(inverse)} entries for {n_tokens} tokens: build again.")
-    return inverse
-
-
 def inverse_dtype(n_tokens: int) -> np.dtype[Any]:
     """The type of a rank in `inverse.i`."""
     return np.dtype("<u4" if n_tokens < 1 << 32 else "<u8")
-
-
-def _mapped(
-    path: Path, dtype: np.dtype[Any] | str, *, scattered: bool = False
-) -> Shaped[np.ndarray, " item"]:
-    """The file as a read-only array; `scattered` asks the system not to read ahead."""
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            return np.zeros(0, dtype=dtype)
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if scattered and hasattr(mmap, "MADV_RANDOM"):
-        mapping.madvise(mmap.MADV_RANDOM)
-    return np.frombuffer(mapping, dtype=dtype)

@@ -8,22 +8,29 @@ indices in a shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
+from .block_cache import BlockCache
 from .index_info import IndexInfo
+from .index_place import side_by_side
+from .joined_index import open_joined
 from .kernels import KernelName, Kernels, Plain, kernels_named, plain
-from .layout import DocumentRecord, ShardArrays, open_shards
+from .layout import DocumentRecord, ShardArrays
+from .ranged_array import RangedArray, Traffic
+from .remote_folder import CACHE_BYTES
 from .spans import Interval, Span, maximal_ranges
 
 Ids = Integer[np.ndarray, " n"] | Sequence[int] | bytes
 Queries = Integer[np.ndarray, "q n"] | Sequence[Ids]
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Occurrence(NamedTuple):
@@ -65,14 +72,26 @@ class NextTokens:
 
 
 def open_index(
-    folder: str | Path, *, kernels: KernelName = "auto", verify: bool = False
+    folder: str | Path | Sequence[str | Path],
+    *,
+    kernels: KernelName = "auto",
+    verify: bool = False,
+    vocab_size: int | None = None,
+    cache_bytes: int = CACHE_BYTES,
 ) -> SuffixIndex:
-    """Open an index folder for queries; `verify` checks the hashes of its files first.
+    """Open an index for queries: a folder, a URL (`s3://bucket/ix`, `https://...`), or several of
+    them as one, parts and joined indexes too; `verify` checks the hashes of all files first.
 
-    Raises FileNotFoundError for a missing folder or file, ValueError for damage, ImportError where
-    `kernels="numba"` is asked for and numba is missing.
+    What lies elsewhere is read in ranges, of which the latest `cache_bytes` are kept.
+    `vocab_size` is wanted for an index of infini-gram's with four-byte ids and no counts.
+
+    Raises FileNotFoundError for a missing folder or file, ValueError for damage and for indexes of
+    different tokens, ImportError where `kernels="numba"` is asked for and numba is missing, or the
+    package for a protocol; PermissionError and ConnectionError where something cannot be read.
     """
-    info, shards = open_shards(folder, verify=verify)
+    info, shards = open_joined(
+        folder, verify=verify, vocab_size=vocab_size, cache=BlockCache(cache_bytes)
+    )
     return SuffixIndex(info, shards, kernels)
 
 
@@ -87,12 +106,26 @@ class SuffixIndex:
     @cached_property
     def kernels(self) -> Kernels:
         """The back end that answers."""
-        return kernels_named(self.kernel_name)
+        return kernels_named(self.kernel_name, remote=self.remote)
+
+    @cached_property
+    def remote(self) -> bool:
+        """Whether any of the index lies elsewhere and is read in ranges."""
+        return any(shard.remote for shard in self.shards)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Ranged reads so far; none where the index is here."""
+        arrays = (shard.tokens for shard in self.shards)
+        found = {
+            id(a.source.traffic): a.source.traffic for a in arrays if isinstance(a, RangedArray)
+        }
+        return sum(found.values(), Traffic())
 
     @cached_property
     def plain(self) -> tuple[Plain, ...]:
         """The shards as the kernels read them."""
-        return tuple(plain(shard, self.info.vocab_size) for shard in self.shards)
+        return tuple(self._each(lambda shard: plain(shard, self.info.vocab_size), self.shards))
 
     @property
     def n_tokens(self) -> int:
@@ -101,8 +134,12 @@ class SuffixIndex:
 
     @cached_property
     def unigram_counts(self) -> Int64[np.ndarray, " vocab"]:
-        """How often each id occurs, separators left out."""
-        parts = [shard.unigram_counts(self.info.vocab_size) for shard in self.shards]
+        """How often each id occurs, separators left out. Raises ValueError where that would be the
+        download of an index of tokens that keeps no counts."""
+        size = self.info.vocab_size
+        if self.remote and self.info.mode == "bytes":
+            return self.count_many(np.arange(size)[:, None])  # as many reads as there are bytes
+        parts = self._each(lambda shard: shard.unigram_counts(size), self.shards)
         return np.stack(parts).sum(axis=0)
 
     def keys(self, ids: Ids) -> Int64[np.ndarray, " n"]:
@@ -119,10 +156,12 @@ class SuffixIndex:
     def find(self, ids: Ids) -> tuple[Interval, ...]:
         """Per shard the ranks whose suffixes begin with `ids`; no ids are found at every rank."""
         keys, find = self.keys(ids), self.kernels.find
-        return tuple(Interval(*find(shard, keys)) for shard in self.plain)
+        return tuple(self._each(lambda shard: Interval(*find(shard, keys)), self.plain))
 
     def count(self, ids: Ids) -> int:
         """How often `ids` occur."""
+        if self.remote:
+            return sum(interval.size for interval in self.find(ids))
         keys, count = self.keys(ids), 0
         for shard in self.plain:
             lo, hi = self.kernels.find(shard, keys)
@@ -150,11 +189,10 @@ class SuffixIndex:
         Otherwise one is drawn from each of `limit` equal parts of the ranks, so that different
         continuations are seen; the intervals are never listed. Same seed, same places.
         """
-        found: list[Occurrence] = []
-        for number, ranks in enumerate(_sampled(intervals, limit, seed)):
-            for position in self._positions(number, ranks):
-                found.append(self._occurrence(number, int(position)))
-        return tuple(found)
+        ranks = list(enumerate(_sampled(intervals, limit, seed)))
+        positions = self._each(lambda one: self._positions(*one), ranks)
+        found = [(number, int(p)) for number, here in enumerate(positions) for p in here]
+        return tuple(self._each(lambda one: self._occurrence(*one), found))
 
     def document(self, shard: int, document: int) -> DocumentText:
         """A document's ids and record. Raises IndexError outside the index."""
@@ -171,7 +209,10 @@ class SuffixIndex:
         return shard.tokens[lo:hi].astype(np.int64)
 
     def next_tokens(self, ids: Ids, *, limit: int = 100_000, seed: int = 0) -> NextTokens:
-        """Which tokens follow `ids`, from all occurrences or from an even sample of `limit`."""
+        """Which tokens follow `ids`, from all occurrences or from an even sample of `limit`.
+
+        Where the index lies elsewhere each occurrence is a read: give a smaller limit.
+        """
         keys = self.keys(ids)
         intervals = self.find(ids)
         following = [
@@ -193,7 +234,7 @@ class SuffixIndex:
         """How many of the first tokens of `ids` occur as they stand."""
         keys = self.keys(ids)
         starts = min(1, len(keys))
-        found = [self.kernels.match(shard, keys, starts) for shard in self.plain]
+        found = self._each(lambda shard: self.kernels.match(shard, keys, starts), self.plain)
         return int(np.max(found, initial=0))
 
     def matching_statistics(self, ids: Ids) -> Int64[np.ndarray, " n"]:
@@ -232,7 +273,7 @@ class SuffixIndex:
         return tuple(spans)
 
     def _match(self, keys: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        found = [self.kernels.match(shard, keys, len(keys)) for shard in self.plain]
+        found = self._each(lambda shard: self.kernels.match(shard, keys, len(keys)), self.plain)
         return np.maximum.reduce(found)
 
     def _find_ranges(
@@ -241,7 +282,12 @@ class SuffixIndex:
         starts: Int64[np.ndarray, " q"],
         stops: Int64[np.ndarray, " q"],
     ) -> list[tuple[Int64[np.ndarray, " q"], Int64[np.ndarray, " q"]]]:
-        return [self.kernels.find_many(shard, keys, starts, stops) for shard in self.plain]
+        find_many = self.kernels.find_many
+        return self._each(lambda shard: find_many(shard, keys, starts, stops), self.plain)
+
+    def _each(self, work: Callable[[A], B], items: Sequence[A]) -> list[B]:
+        """`work` on every item; where it waits for reads, side by side."""
+        return side_by_side(work, items) if self.remote else [work(item) for item in items]
 
     def _positions(
         self, number: int, ranks: Int64[np.ndarray, " rank"]

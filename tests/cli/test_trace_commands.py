@@ -16,7 +16,7 @@ from mnemoscope.cli import tracing_sources
 from mnemoscope.cli.tracing_index import IndexPlan, make_index
 from mnemoscope.cli.tracing_sources import open_for
 from mnemoscope.cli.tracing_text import read_trace
-from mnemoscope.data.corpus.layout import open_shards
+from mnemoscope.data.corpus.opening import open_shards
 from mnemoscope.models.errors import MnemoscopeError
 from mnemoscope.models.load import load_model, load_tokenizer
 from mnemoscope.models.tokens import vocabulary_sha256

@@ -15,7 +15,8 @@ from mnemoscope.data.corpus import checks
 from mnemoscope.data.corpus.build import build_index
 from mnemoscope.data.corpus.documents import Document
 from mnemoscope.data.corpus.index_info import IndexInfo, check_tokenizer
-from mnemoscope.data.corpus.layout import ShardArrays, open_shards, prefix_keys
+from mnemoscope.data.corpus.layout import ShardArrays, prefix_keys
+from mnemoscope.data.corpus.opening import open_shards
 
 
 def numbers(text: str) -> list[int]:

@@ -6,6 +6,7 @@ The engine and the builder are those of the package `infini-gram` (Liu et al. 20
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 from mnemoscope.data.corpus.build import build_index
 from mnemoscope.data.corpus.documents import Document, read_documents
-from mnemoscope.data.corpus.layout import open_shards
+from mnemoscope.data.corpus.opening import open_shards
+from mnemoscope.data.corpus.shard_files import SortPlan, sort_shard
+from mnemoscope.data.corpus.suffix_index import open_index
 
 engine_module = pytest.importorskip("infini_gram.engine")
 
@@ -131,3 +134,97 @@ build_sa(Namespace(worker_id=0, shards=1, workers=1, save_dir={str(folder)!r},
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (folder / "table.0").read_bytes() == ours
+
+
+INDEXER = """
+import sys
+from types import SimpleNamespace
+class Numbers:
+    def encode(self, text):
+        return [int(word) for word in text.split()]
+sys.modules["transformers"] = SimpleNamespace(
+    AutoTokenizer=SimpleNamespace(from_pretrained=lambda *_, **__: Numbers()),
+    utils=SimpleNamespace(logging=SimpleNamespace(set_verbosity=lambda _: None)),
+)
+from infini_gram import indexing
+if "--token_dtype=u32" in sys.argv:
+    indexing.build_sa = lambda _: None
+sys.argv = ["indexing", *sys.argv[1:]]
+indexing.main()
+"""
+"""Their indexer with an encoder of our own in place of a downloaded tokenizer; at four bytes
+without their sorter, which asks for 32 GiB however small the corpus is."""
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def token_indexes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, list[Path]]:
+    """Two folders of two shards each over halves of the corpus, by their indexer (and, at four
+    bytes, by our sorter)."""
+    width, place = request.param, tmp_path_factory.mktemp("public")
+    folders = []
+    for half in range(2):
+        data, save = place / f"data{half}", place / f"ix{half}"
+        data.mkdir()
+        save.mkdir()
+        rows = [{"text": d.text, **d.metadata} for d in DOCUMENTS[100 * half : 100 * half + 100]]
+        (data / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = {"data_dir": data, "save_dir": save, "token_dtype": f"u{8 * width}", "shards": 2,
+                 "tokenizer": "gpt2", "cpus": 1, "mem": 1, "ulimit": 512}  # fmt: skip
+        options = [f"--{name}={value}" for name, value in given.items()]
+        done = subprocess.run(
+            [sys.executable, "-c", INDEXER, *options, "--add_metadata", "--add_unigram"],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        for number in range(2) if width == 4 else ():
+            sorting = place / f"sorting{half}.{number}"
+            sorting.mkdir()
+            shutil.copy(save / f"tokenized.{number}", sorting)
+            sort_shard(sorting, sorting, number, SortPlan(width, directory=False, inverse=False))
+            shutil.copy(sorting / f"table.{number}", save)
+        folders.append(save)
+    return width, folders
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_their_token_indexes_open_as_they_are(
+    token_indexes: tuple[int, list[Path]], where: str
+) -> None:
+    """Several folders at once, at widths 2 and 4: counts are the engine's and those of looking."""
+    width, folders = token_indexes
+    engine = engine_module.InfiniGramEngine(
+        [str(folder) for folder in folders], eos_token_id=0, vocab_size=30,
+        token_dtype=f"u{8 * width}",
+    )  # fmt: skip
+    ours = open_index([f"file://{f}" if where == "elsewhere" else f for f in folders])
+    assert ours.remote == (where == "elsewhere")
+    assert (ours.info.foreign, ours.info.width, len(ours.shards)) == (True, width, 4)
+    assert ours.info.vocab_size == (65_535 if width == 2 else 30)
+    assert ours.info.n_documents == 200
+    rng = np.random.default_rng(2)
+    for length in (1, 2, 3, 8):
+        for _ in range(10):
+            ids = IDS[rng.integers(len(IDS))]
+            start = rng.integers(max(1, len(ids) - length))
+            query = ids[start : start + length] or [29]
+            want = occurrences(query)
+            assert ours.count(query) == want == engine.count(query)["count"]
+            assert len(ours.locate(query, limit=10**6)) == want
+    counts = np.bincount(np.concatenate([np.array(ids, int) for ids in IDS]), minlength=30)
+    assert ours.unigram_counts[:30].tolist() == counts.tolist()
+    text = [*IDS[7][:20], 29, 29, *IDS[151][3:20]]
+    theirs = engine.attribute(
+        input_ids=text, delim_ids=[], min_len=1, max_cnt=10**9, enforce_bow=False
+    )["spans"]
+    assert [(s.start, s.stop, s.count) for s in ours.maximal_spans(text)] == [
+        (span["l"], span["r"], span["count"]) for span in theirs
+    ]
+    (place, *_) = ours.locate(IDS[151][:9])
+    found = ours.document(place.shard, place.document)
+    assert found.ids.tolist() == IDS[151]
+    assert found.record is not None
+    assert (found.record.source, found.record.line) == ("a.jsonl", 51)
+    assert found.record.metadata == {"n": 151}

@@ -11,7 +11,8 @@ import pytest
 from mnemoscope.data.corpus.build import build_index
 from mnemoscope.data.corpus.documents import Document
 from mnemoscope.data.corpus.index_info import INFO_NAME
-from mnemoscope.data.corpus.layout import open_shards, ratio_of
+from mnemoscope.data.corpus.layout import ratio_of
+from mnemoscope.data.corpus.opening import open_shards
 
 
 @pytest.fixture
