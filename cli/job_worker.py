@@ -3,15 +3,18 @@
     python -m mnemoscope.cli.job_worker RUNS_ROOT RUN_ID
 
 It ends at SIGTERM, at a cancel file and when the run's folder is deleted, wherever the work is;
-what is finished is kept. Two workers of one run do not meet: the second one leaves.
+what is finished is kept. Two workers of one run do not meet: the second one leaves. `job.json`
+says in the end on which device it worked, and how much memory that took.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,9 +25,11 @@ from filelock import Timeout
 
 from ..models.errors import MnemoscopeError
 from ..results.errors import RunBusyError, RunCancelled, RunFolderError
+from ..results.job_record import JobRecord, peak_host_bytes, write_job_record
 from ..results.queued_runs import end_waiting, note_waiting, worker_lock
 from ..results.run import RunFolder
 from ..results.run_state import RunStatus, cancel_requested, read_state
+from .exit_codes import INTERRUPTED, exit_code_of
 
 WATCH_SECONDS = 0.2
 SUCCESSION_SECONDS = 10.0
@@ -43,10 +48,10 @@ def main() -> None:
         return  # the other one says what there is to say
     except MnemoscopeError as error:
         say(f"error: {error}")
-        sys.exit(1)
+        sys.exit(exit_code_of(error))
     except KeyboardInterrupt as stop:
         say(str(stop) or "interrupted")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def work_on(
@@ -94,22 +99,63 @@ def stoppable(folder: RunFolder) -> Iterator[list[str]]:
 def _in_turn(
     folder: RunFolder, say: Callable[[str], None], tell: Callable[[int, int], None]
 ) -> None:
+    from .device_turns import turn_on
+
+    arrived = read_state(folder.path).started  # when it was queued, however slowly this starts
     note_waiting(folder.path, "starting")
-    from .device_turns import turn_on  # torch comes with these two, which takes its time
-    from .resuming import device_of, resume_run, run_config
 
-    def waiting(holder: str) -> None:
-        note_waiting(folder.path, f"queued behind {holder}")
+    def waiting(before: tuple[str, ...]) -> None:
+        more = f" and {len(before) - 1} more" if len(before) > 1 else ""
+        note_waiting(folder.path, f"queued behind {before[0]}{more}")
 
-    with turn_on(device_of(run_config(folder)), folder.id, waiting):
+    with turn_on(lambda: _device(folder), folder.id, arrived, waiting) as device:
         note_waiting(folder.path, "loading the model")
-        result = resume_run(folder, say=say, tell=tell)
+        with _recorded(folder, device):
+            result = _resume(folder, say, tell)
     if result.name != folder.id:
         raise RunFolderError(
             f"the model or the data has changed since this run was queued: the result is the new "
             f"run {result.name}."
         )
     say(f"finished: {result}")
+
+
+def _device(folder: RunFolder) -> str:
+    from .resuming import device_of  # torch comes with it, which takes its time
+
+    return device_of(folder)
+
+
+def _resume(
+    folder: RunFolder, say: Callable[[str], None], tell: Callable[[int, int], None]
+) -> Path:
+    from .resuming import resume_run
+
+    return resume_run(folder, say=say, tell=tell)
+
+
+@contextmanager
+def _recorded(folder: RunFolder, device: str) -> Iterator[None]:
+    """Write down what the block took, however it ends."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds = round(time.monotonic() - began, 3)
+        name, peak = _graphics(device)
+        record = JobRecord(device, name, peak_host_bytes(), peak, seconds)
+        with suppress(RunFolderError, OSError):  # the folder may be gone, or the disk full
+            if folder.path.is_dir():
+                write_job_record(folder.path, record)
+
+
+def _graphics(device: str) -> tuple[str, int | None]:
+    """Name of the device, and what torch held on it at most."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_initialized():
+        return platform.processor() or platform.machine(), None
+    return torch.cuda.get_device_name(device), int(torch.cuda.max_memory_reserved(device))
 
 
 @contextmanager

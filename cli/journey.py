@@ -81,6 +81,11 @@ class Journey:
     checkpoint: Path
     figure: Path
 
+    @property
+    def folder(self) -> Path:
+        """The run that holds them."""
+        return self.figure.parents[1]
+
     def rate_rows(self) -> list[tuple[object, ...]]:
         """One row a model and condition: RM, RC, RO, items; random draws by their median."""
         drawn = polars.col("label").str.starts_with("random")
@@ -144,6 +149,18 @@ def journey(
     )
 
 
+def journey_in(
+    config: JourneyConfig,
+    root: Path,
+    *,
+    force: bool,
+    say: Callable[[str], None],
+    tell: Callable[[int, int], None],
+) -> Journey:
+    """`journey` whose runs lie in `root`, and its checkpoints beside that."""
+    return journey(config, root.parent, force=force, say=say, tell=tell)
+
+
 def _best_heads(folder: Path, but: Sequence[HeadId]) -> tuple[HeadId, ...]:
     """Heads of either role besides these: a control that happened to prune them would be none."""
     sets = [load_head_set(path).ids for path in sorted(folder.glob("headset-*.json"))]
@@ -202,6 +219,7 @@ def _ask(
     answers: dict[str, tuple[Answer, ...]] = {}
     for done, (label, asked, edits) in enumerate(plans):
         answers[label] = kept_answers(run, label, asked, items, conditions, edits)
+        run.progress(done + 1, len(plans), "asking")
         tell(done + 1, len(plans))
     _finish(config, model, relation, run, answers)
 

@@ -11,12 +11,7 @@ from typing import Any
 
 import typer
 
-from ..models.errors import (
-    MnemoscopeError,
-    UnitOutOfRangeError,
-    UnsupportedModelError,
-    UnsupportedSiteError,
-)
+from ..models.errors import MnemoscopeError
 from .commands import (
     app_command,
     binding,
@@ -28,8 +23,10 @@ from .commands import (
     retrieval,
     runs,
     study,
+    sweep,
     trace,
 )
+from .exit_codes import INTERRUPTED, exit_code_of
 from .output import say
 
 app = typer.Typer(
@@ -46,13 +43,11 @@ app.add_typer(retrieval.app, name="retrieval")
 app.add_typer(trace.app, name="trace")
 app.add_typer(binding.app, name="binding")
 app.add_typer(prune.app, name="prune")
+app.add_typer(sweep.app, name="sweep")
 app.add_typer(runs.app, name="runs")
 app.add_typer(study.app, name="study")
 app.command("app")(app_command.app)
 app.command("demo")(demo_command.demo)
-
-
-INTERRUPTED = 130
 
 
 def main() -> None:
@@ -62,15 +57,9 @@ def main() -> None:
         if code == INTERRUPTED:  # typer turns every kind of interruption into this code
             say("interrupted: run the same command again to go on; what is finished is kept.")
         sys.exit(code)
-    except (UnsupportedModelError, UnsupportedSiteError) as error:
-        say(f"error: {error}")
-        sys.exit(3)
-    except UnitOutOfRangeError as error:
-        say(f"error: {error}")
-        sys.exit(2)
     except MnemoscopeError as error:
         say(f"error: {error}")
-        sys.exit(1)
+        sys.exit(exit_code_of(error))
     except typer.TyperException as error:
         usage: Any = error  # typer's usage errors show themselves, but its types do not say so
         usage.show()

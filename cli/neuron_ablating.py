@@ -38,10 +38,11 @@ from ..results.provenance import collect_provenance, sha256_of_json
 from ..results.report import figure_html
 from ..results.run import Run
 from ..results.run_folder import open_run
+from ..results.run_inputs import note_inputs
 from ..results.run_reading import load_run
 from .neuron_effect_report import effect_figures, effect_report, named
 from .neuron_finding import plain
-from .neuron_sets import RelationSet
+from .neuron_sets import RelationSet, sets_in
 from .neuron_verdicts import verdict_of
 
 KIND = "neuron-effects"
@@ -154,8 +155,22 @@ def ablate_neurons(
         if run.finished:
             say(f"{run.id} is done already (use --force to measure again).")
         else:
+            note_inputs(run.folder, {"paths": [str(one.file.resolve()) for one in sets]})
             _measure(config, model, sets, run, say, tell)
         return read_effects(run.folder)
+
+
+def ablate_found(
+    config: AblateConfig,
+    paths: Sequence[Path],
+    root: Path,
+    *,
+    force: bool,
+    say: Callable[[str], None],
+    tell: Progress,
+) -> AblateResult:
+    """`ablate_neurons` with the sets of these files or folders. Raises as `sets_in` does too."""
+    return ablate_neurons(config, sets_in(paths, root), root, force=force, say=say, tell=tell)
 
 
 def read_effects(folder: Path) -> AblateResult:

@@ -22,11 +22,12 @@ UNKNOWN = "unknown: its run is not there"
 class RelationSet:
     """Ranked units of one relation.
 
-    `k` is the size of the relation's set, at most as long as the ranking. `split_seed` (None if
-    unknown) is the seed that kept some subjects from the search, `finding` its verdict, and
-    `weights_sha256` the model it was made in.
+    `file` holds them; `k` is the size of the relation's set, at most as long as the ranking.
+    `split_seed` (None if unknown) is the seed that kept some subjects from the search, `finding`
+    its verdict, and `weights_sha256` the model it was made in.
     """
 
+    file: Path
     relation: Relation
     units: NeuronSet
     k: int
@@ -103,9 +104,10 @@ def _with_origin(file: Path, units: NeuronSet, run: FindResult | None) -> Relati
     name = relation_of(units)
     if run is None:
         k = len(units.neurons)
-        return RelationSet(relation_named(name), units, k, None, UNKNOWN, None)
+        return RelationSet(file, relation_named(name), units, k, None, UNKNOWN, None)
     text = {one["relation"]: str(one["text"]) for one in run.summary["verdicts"]}
     return RelationSet(
+        file=file,
         relation=_relation(run.config, name),
         units=units,
         k=min(int(run.summary["k"]), len(units.neurons)),

@@ -1,28 +1,24 @@
-"""Many checkpoints with many head sets: a ledger row for each unit, none of which stops the rest.
+"""Many checkpoints with many head sets: one ledger that any number of workers share.
 
-The ledger is a run. A unit that is done is not done again; when all have been tried the run is
-finished with a summary table. The same command then tries the units that failed once more.
+A unit that is done is not done again; a failed one stops nothing, and is tried again on demand.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars
 
-from ..interventions.prune_manifest import raw_manifest
 from ..models.errors import MnemoscopeError
-from ..results.errors import RunFolderError
-from ..results.provenance import JSON, collect_provenance
-from ..results.run import Run
-from ..results.run_folder import open_run
-from .prune_checks import verify
-from .prune_config import Evaluate, PruneBatch, PruneConfig
+from ..results.ledger import Attempt
+from ..results.provenance import JSON, Provenance, collect_provenance
+from ..results.shards import WHOLE, Shard, Unit
+from .prune_checks import written_before
+from .prune_config import Evaluate, PruneBatch
 from .prune_run import Loaded, plan_of, prune
+from .sweep_batch import Batch, BatchResult, size_of, work_on_batch
 
 KIND = "prune-batch"
 _SHOWN = ("closed", "agree", "memory_rate.substitution", "context_rate.substitution", "ppl")
@@ -32,27 +28,9 @@ _SCHEMA = {
     "status": polars.String,
     "heads": polars.Int64,
     "out": polars.String,
-    "seconds": polars.Float64,
     "error": polars.String,
     **{f"{name} change": polars.Float64 for name in _SHOWN},
 }
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """A finished batch."""
-
-    run: Path
-    table: polars.DataFrame
-
-    @property
-    def failed(self) -> tuple[str, ...]:
-        """The units that failed."""
-        return tuple(self.table.filter(polars.col("status") == "failed")["unit"])
-
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return {"run": str(self.run), "units": self.table.to_dicts(), "failed": list(self.failed)}
 
 
 def describe_batch(batch: PruneBatch) -> list[tuple[str, str, dict[str, Any] | None]]:
@@ -67,6 +45,15 @@ def describe_batch(batch: PruneBatch) -> list[tuple[str, str, dict[str, Any] | N
     return described
 
 
+def units_of(batch: PruneBatch) -> tuple[Unit, ...]:
+    """The units, those of a checkpoint together, with the bytes of its weights where known."""
+    sizes = {source.path: size_of(source.path) for source in batch.checkpoints}
+    return tuple(
+        Unit(name, config.source.path, sizes[config.source.path])
+        for name, config in batch.units().items()
+    )
+
+
 def prune_batch(
     batch: PruneBatch,
     runs: Path,
@@ -74,98 +61,54 @@ def prune_batch(
     force: bool,
     say: Callable[[str], None],
     tell: Callable[[int, int], None],
+    shard: Shard = WHOLE,
+    retry: bool = False,
 ) -> BatchResult:
-    """Prune every unit, or go on where an earlier attempt stopped.
+    """Prune every unit of the shard, or go on where an earlier attempt stopped.
 
-    `force` starts over and replaces folders that were written. Raises only what concerns the whole
-    batch (`RunFolderError`, an interruption); errors of a unit are in its row.
+    `retry` tries failed units again; `force` starts over and replaces folders that were written.
+    Raises only what concerns the whole batch (`RunFolderError`, an interruption); errors of a unit
+    are in its row.
     """
-    units = batch.units()
-    with _ledger(batch, runs, force) as run:
-        if run.finished:
-            say(f"{run.id} is done already (use --force to prune again).")
-        else:
-            _work(units, run, runs, force, say, tell)
-            table = _table(run.done)
-            run.finish(table, {"seconds": table["seconds"].to_numpy()}, _provenance(batch))
-        return BatchResult(run.folder, _table(run.done))
+    work = Batch(
+        kind=KIND,
+        config=batch.document(),
+        units=units_of(batch),
+        do=_Pruner(batch, runs, force, say),
+        table=_table_of(batch),
+        provenance=lambda: _provenance(batch),
+        title="Pruned checkpoints",
+    )
+    return work_on_batch(work, runs, shard=shard, retry=retry, force=force, say=say, tell=tell)
 
 
-def _ledger(batch: PruneBatch, runs: Path, force: bool) -> Run:
-    """The batch's run; of a finished one with failed units, a new one that keeps the others."""
-    config = batch.document()
-    run = open_run(runs, KIND, config, force=force)
-    failed = [name for name, row in run.done.items() if row["status"] == "failed"]
-    if not (run.finished and failed):
-        return run
-    kept = {name: dict(row) for name, row in run.done.items() if name not in failed}
-    run.close()
-    again = open_run(runs, KIND, config, force=True)
-    try:
-        for name, row in kept.items():
-            again.append(name, row)
-    except BaseException:
-        again.close()
-        raise
-    return again
+class _Pruner:
+    """Prunes one unit after the other; units of one checkpoint share the loaded model."""
 
+    def __init__(
+        self, batch: PruneBatch, runs: Path, force: bool, say: Callable[[str], None]
+    ) -> None:
+        self._units = batch.units()
+        self._runs, self._force, self._say = runs, force, say
+        self._loaded: Loaded | None = None
 
-def _work(
-    units: Mapping[str, PruneConfig],
-    run: Run,
-    runs: Path,
-    force: bool,
-    say: Callable[[str], None],
-    tell: Callable[[int, int], None],
-) -> None:
-    loaded: Loaded | None = None
-    for number, (name, config) in enumerate(units.items(), 1):
-        if name not in run.done:
-            run.check_cancelled()
-            if loaded is None or loaded.source != config.source:
-                loaded = Loaded(config.source, config.evaluate or Evaluate())
-            row = _unit(config, loaded, runs, force, say)
-            run.append(name, row)
-            say(f"{name}: {row['status']}{': ' + str(row['error']) if row['error'] else ''}")
-        run.progress(number, len(units), name)
-        tell(number, len(units))
-
-
-def _unit(
-    config: PruneConfig, loaded: Loaded, runs: Path, force: bool, say: Callable[[str], None]
-) -> dict[str, JSON]:
-    """One ledger row. Whatever goes wrong in a unit is its row's error, not the batch's."""
-    started = time.monotonic()
-    row: dict[str, JSON] = {"out": config.output.path, "heads": [], "changes": {}, "error": ""}
-    try:
-        found = None if force else _already_written(config)
+    def __call__(self, name: str) -> dict[str, JSON]:
+        """The unit's row."""
+        config = self._units[name]
+        found = None if self._force else written_before(config)
         if found is None:
+            if self._loaded is None or self._loaded.source != config.source:
+                self._loaded = Loaded(config.source, config.evaluate or Evaluate())
             done = prune(
-                plan_of(config), runs=runs, force=force, say=say, tell=_nobody, loaded=loaded
+                plan_of(config),
+                runs=self._runs,
+                force=self._force,
+                say=self._say,
+                tell=_nobody,
+                loaded=self._loaded,
             )
             found = done.document()
-        row |= {"status": "done", "heads": found["heads"], "changes": _changes(found)}
-    except RunFolderError:
-        raise  # a full disk or a ledger that cannot be written concerns every unit
-    except MnemoscopeError as error:
-        row |= {"status": "failed", "error": str(error)}
-    except Exception as error:  # anything else, an error of torch for example, spares the rest too
-        row |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    return {**row, "seconds": round(time.monotonic() - started, 3)}
-
-
-def _already_written(config: PruneConfig) -> dict[str, Any] | None:
-    """The result of an intact folder that this very unit wrote before it could be logged."""
-    folder = Path(config.output.path)
-    try:
-        record = raw_manifest(folder)
-        if record is None or record["extra"]["recipe"] != config.document():
-            return None
-        verify(folder, None)
-        heads = [f"L{entry['layer']}.H{entry['head']}" for entry in record["heads"]]
-        return {"heads": heads, "evaluation": record["extra"].get("evaluation")}
-    except (MnemoscopeError, OSError, KeyError, TypeError, AttributeError):
-        return None  # not there or not ours: pruning says what is wrong with it
+        return {"heads": found["heads"], "changes": _changes(found)}
 
 
 def _changes(found: Mapping[str, Any]) -> dict[str, JSON]:
@@ -173,20 +116,28 @@ def _changes(found: Mapping[str, Any]) -> dict[str, JSON]:
     return {metric["name"]: metric["change"] for metric in metrics}
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]]) -> polars.DataFrame:
-    told = [
-        {
-            "unit": name,
-            "heads": len(row["heads"]),
-            **{field: row[field] for field in ("status", "out", "seconds", "error")},
-            **{f"{metric} change": row["changes"].get(metric) for metric in _SHOWN},
-        }
-        for name, row in rows.items()
-    ]
-    return polars.DataFrame(told, schema=_SCHEMA)
+def _table_of(batch: PruneBatch) -> Callable[[Sequence[Attempt]], polars.DataFrame]:
+    outs = {name: config.output.path for name, config in batch.units().items()}
+
+    def table(attempts: Sequence[Attempt]) -> polars.DataFrame:
+        return polars.DataFrame([_cells(one, outs[one.unit]) for one in attempts], schema=_SCHEMA)
+
+    return table
 
 
-def _provenance(batch: PruneBatch) -> Any:
+def _cells(attempt: Attempt, out: str) -> dict[str, Any]:
+    row = attempt.row or {"heads": [], "changes": {}}
+    return {
+        "unit": attempt.unit,
+        "status": str(attempt.outcome),
+        "heads": len(row["heads"]),
+        "out": out,
+        "error": attempt.error,
+        **{f"{metric} change": row["changes"].get(metric) for metric in _SHOWN},
+    }
+
+
+def _provenance(batch: PruneBatch) -> Provenance:
     return collect_provenance(
         model_id=", ".join(source.name for source in batch.checkpoints),
         weights_sha256=None,

@@ -1,4 +1,4 @@
-"""`prune verify` and `prune undo` for whatever folder they are given: masked or sliced."""
+"""What is known of a written folder, masked or sliced: is it intact, is it ours, and undoing it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from ..interventions.checkpoint_undo import undo_pruning
 from ..interventions.checkpoint_verify import verify_pruned
 from ..interventions.head_slicing import SLICE_SCHEMA, verify_sliced
 from ..interventions.prune_manifest import raw_manifest
-from ..models.errors import CheckpointError
+from ..models.errors import CheckpointError, MnemoscopeError
 from ..models.load import checkpoint_folder
+from .prune_config import PruneConfig
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,21 @@ def undo(folder: Path, out: Path, *, force: bool) -> Path:
             "(its path and hashes are in the manifest)."
         )
     return undo_pruning(folder, out, force=force)
+
+
+def written_before(config: PruneConfig) -> dict[str, Any] | None:
+    """`heads` and `evaluation` of an intact folder that this very pruning wrote before it could be
+    logged; None where there is none."""
+    folder = Path(config.output.path)
+    try:
+        record = raw_manifest(folder)
+        if record is None or record["extra"]["recipe"] != config.document():
+            return None
+        verify(folder, None)
+        heads = [f"L{entry['layer']}.H{entry['head']}" for entry in record["heads"]]
+        return {"heads": heads, "evaluation": record["extra"].get("evaluation")}
+    except (MnemoscopeError, OSError, KeyError, TypeError, AttributeError):
+        return None  # not there or not ours: pruning says what is wrong with it
 
 
 def _sliced(folder: Path) -> bool:

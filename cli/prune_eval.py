@@ -24,7 +24,6 @@ from ..data.facts.conflicts import Condition, ConflictItem
 from ..data.facts.items import Relation, data_hash, split_subjects
 from ..data.neutral import neutral_passages
 from ..models.edits import Edit, mean, scale, zero
-from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.perplexity import perplexity
 from ..models.types import HeadId
@@ -45,10 +44,6 @@ ASKED: tuple[Condition, ...] = ("closed", "agree", *CONFLICTS)
 BEFORE, AFTER = "before", "pruned"
 
 Means = Mapping[HeadId, Float[Tensor, " d_v"]]
-
-
-class GateFailedError(MnemoscopeError):
-    """A gate does not hold, so nothing was written."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from ..models.types import parse_heads
 from .prune_config import PruneConfig
 from .prune_recipe import config_of
 
-BESIDE_A_RECIPE = ("recipe", "runs", "dry_run", "print_config", "force", "json")
+BESIDE_A_RECIPE = (
+    *("recipe", "runs", "shard", "retry"),
+    *("dry_run", "print_config", "force", "json"),
+)
 """Options that say how to run, not what: all others are fields of the recipe."""
 
 _GATE = re.compile(r"([a-z_]+?(?:\.[a-z]+)?)(?:_(increase|drop))?\s*(<=|>=)\s*([-+.\de]+)")

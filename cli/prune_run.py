@@ -22,10 +22,10 @@ from ..models.hooked import HookedModel
 from ..models.load import checkpoint_folder, load_model
 from ..models.types import HeadId
 from ..results.provenance import JSON
+from .exit_codes import GateFailedError
 from .prune_config import Evaluate, PruneConfig, Source
 from .prune_eval import (
     Evaluation,
-    GateFailedError,
     Ground,
     Means,
     evaluate,

@@ -8,13 +8,16 @@ from .output import say, show_table
 
 if TYPE_CHECKING:
     from ..interventions.checkpoint_diff import CheckpointDiff
-    from .prune_batch import BatchResult
     from .prune_eval import Evaluation
-    from .prune_run import Pruned
+    from .prune_kept import PruneRun
 
 
-def show_pruned(done: Pruned) -> None:
+def show_pruned(run: PruneRun) -> None:
     """The evaluation, if there was one, and where the folder is."""
+    done = run.pruned
+    say(f"run      {run.folder}")
+    if done is None:  # `prune_kept` has said that an earlier attempt wrote it
+        return
     if done.evaluation is not None:
         show_evaluation(done.evaluation)
     if done.tasks:
@@ -33,20 +36,6 @@ def show_evaluation(found: Evaluation) -> None:
     if found.note:
         say(f"note: {found.note}")
     say(f"report   {found.run / 'report.html'}")
-
-
-def show_batch(result: BatchResult) -> None:
-    """One row a unit, and how to go on where some failed."""
-    show_table("Batch", result.table.columns, list(result.table.iter_rows()))
-    say(f"run      {result.run}")
-    say(f"table    {result.run / 'table.parquet'}")
-    if result.failed:
-        say(
-            f"{len(result.failed)} of {len(result.table)} units failed. Next: mend what the errors "
-            "name and run the same command again; finished units are kept."
-        )
-    else:
-        say("Next: mnemoscope prune verify FOLDER, for any of the folders above")
 
 
 def show_diff(found: CheckpointDiff) -> None:

@@ -1,9 +1,10 @@
-"""Going on with a run by its id alone: its configuration names the command and its options."""
+"""Going on with a run by its id alone: its folder names the command, its options and its inputs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -13,25 +14,45 @@ from ..models.errors import MnemoscopeError
 from ..probes.elicitation import Progress
 from ..results.errors import RunFolderError
 from ..results.run import RunFolder
+from ..results.run_inputs import read_inputs
 
 
 @dataclass(frozen=True)
 class Work:
-    """Where a kind of run is done: `function(config, root, force=, say=, tell=, **more)`."""
+    """Where a kind of run is done: `function(config, root, force=, say=, tell=, **more)`.
+
+    It returns a result with the run's `folder`.
+    """
 
     module: str
     config: str
     function: str
     more: Mapping[str, int] = field(default_factory=dict)
     """Options of the command that do not decide its numbers, at their defaults."""
+    paths: bool = False
+    """Whether files come between `config` and `root`; `inputs.json` has their places."""
+    device: str = "auto"
+    """Where the work is done if its configuration names no device."""
 
 
 WORKS: Mapping[str, Work] = {
     "head-scores": Work("scoring", "ScoreConfig", "score_heads"),
     "relation-neurons": Work("neuron_finding", "FindConfig", "find_neurons", {"memory_mb": 1024}),
+    "paper-relation-neurons": Work(
+        "neuron_paper", "PaperConfig", "find_as_paper", {"memory_mb": 1024}
+    ),
+    "neuron-effects": Work("neuron_ablating", "AblateConfig", "ablate_found", paths=True),
     "retrieval-scores": Work("retrieval_scoring", "ScoreConfig", "score_retrieval"),
     "retrieval-gates": Work("retrieval_gates", "GateConfig", "find_gates", {"memory_mb": 512}),
+    "retrieval-comparison": Work(
+        "retrieval_comparing",
+        "CompareConfig",
+        "compare_retrieval",
+        {"memory_mb": 1024},
+        paths=True,
+    ),
     "trace": Work("tracing_text", "TextConfig", "trace_given"),
+    "trace-index": Work("tracing_index_run", "IndexPlan", "index_corpus", device="cpu"),
     "binding-roles": Work("binding_probing", "ProbeConfig", "probe_binding"),
     "binding-recall": Work("binding_recall", "RecallConfig", "recall_binding"),
     "binding-swap": Work("binding_swapping", "SwapConfig", "swap_binding"),
@@ -42,13 +63,33 @@ WORKS: Mapping[str, Work] = {
     "chaining-context": Work("binding_chaining", "ChainConfig", "chain_in_context"),
     "chaining-toy": Work("binding_chaining", "ChainToyConfig", "chain_in_weights"),
     "reversal-toy": Work("binding_toys", "ToyConfig", "train_toys"),
+    "prune": Work("prune_kept", "PruneConfig", "prune_kept"),
+    "prune-batch": Work("prune_batch", "PruneBatch", "prune_batch"),
+    "probe-sweep": Work("sweep_run", "Sweep", "run_sweep"),
+    "demo": Work("journey", "JourneyConfig", "journey_in"),
 }
-"""Kinds of runs whose configuration is all that their command needs."""
+"""Kinds of runs whose folder is all that their command needs."""
+
+_ELSEWHERE = {
+    "prune-eval": "it belongs to a run of `prune`: resume that one.",
+    "study": "run its study again with the same preset, it goes on where it stopped.",
+}
 
 
-def resumable(kind: str) -> bool:
-    """Whether runs of this kind can be gone on with by their id."""
-    return kind in WORKS
+def work_of(folder: RunFolder) -> Work:
+    """What is to be done. Raises `RunFolderError` for a run that cannot be resumed by its id."""
+    kind = folder.id.rpartition("-")[0]
+    work = WORKS.get(kind)
+    if work is None:
+        way = _ELSEWHERE.get(kind, _ELSEWHERE.get(kind.partition("-")[0]))
+        raise RunFolderError(
+            f"{folder.id} cannot be resumed by id: {way or 'run its own command again.'}"
+        )
+    if work.paths and "paths" not in read_inputs(folder.path):
+        raise RunFolderError(
+            f"{folder.id} does not say where its inputs are: run its own command again."
+        )
+    return work
 
 
 def run_config(folder: RunFolder) -> dict[str, Any]:
@@ -69,17 +110,23 @@ def run_config(folder: RunFolder) -> dict[str, Any]:
     return record
 
 
-def model_of(config: Mapping[str, Any]) -> str | None:
-    """The model that a configuration names; None for runs that train their own."""
-    return _own(config).get("model")
+def models_of(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models that a run loads; none for runs that train their own or ask no model."""
+    checkpoints = [config.get("source"), *(config.get("checkpoints") or ())]
+    named = [_own(config).get("model"), inputs.get("model")]
+    named += [one["path"] if isinstance(one, dict) else one for one in checkpoints]
+    return tuple(str(one) for one in named if one)
 
 
-def device_of(config: Mapping[str, Any]) -> str:
-    """The device that a configuration works on, as torch names it: `cpu`, `cuda:0`."""
-    import torch
+def device_of(folder: RunFolder) -> str:
+    """The device that a run works on, as torch names it: `cpu`, `cuda:0`.
 
-    named = str(_own(config).get("device", "auto"))
+    Raises `RunFolderError` for a run that cannot be resumed.
+    """
+    named = str(_own(run_config(folder)).get("device", work_of(folder).device))
     if named == "auto":
+        import torch
+
         named = "cuda" if torch.cuda.is_available() else "cpu"
     return "cuda:0" if named == "cuda" else named
 
@@ -88,17 +135,33 @@ def resume_run(folder: RunFolder, *, say: Callable[[str], None], tell: Progress)
     """Go on with an unfinished run until it is finished; returns the folder of the result.
 
     That is another folder where the model or the data have changed since. Raises `RunFolderError`
-    for a kind that needs its own command, `MnemoscopeError` as that command does.
+    for a run that needs its own command, `MnemoscopeError` as that command does.
     """
-    work = WORKS.get(folder.id.rpartition("-")[0])
     config = run_config(folder)
-    if work is None:
-        raise RunFolderError(f"{folder.id} cannot be resumed by id: run its own command again.")
+    if folder.final.is_dir():
+        say(f"{folder.id} is finished already.")
+        return folder.final
+    work, inputs = work_of(folder), read_inputs(folder.path)
     module = import_module(f".{work.module}", __package__)
     function: Any = getattr(module, work.function)
-    made = _made(getattr(module, work.config), config, folder)
-    result = function(made, folder.root, force=False, say=say, tell=tell, **work.more)
-    return Path(result.folder)
+    made = _made(getattr(module, work.config), {**config, **inputs.get("config", {})}, folder)
+    given = [[Path(path) for path in inputs["paths"]]] if work.paths else []
+    root = folder.root.absolute()
+    with _in_folder(inputs.get("cwd", ".")):
+        result = function(made, *given, root, force=False, say=say, tell=tell, **work.more)
+    found = Path(result.folder)
+    return folder.path if found.name == f"{folder.id}.ledger" else found  # others work on it too
+
+
+@contextmanager
+def _in_folder(place: str) -> Iterator[None]:
+    """Where relative paths of the configuration are meant from."""
+    if not Path(place).is_dir():
+        raise MnemoscopeError(
+            f"the folder {place} is gone, in which this run was started: run its command again."
+        )
+    with chdir(place):
+        yield
 
 
 def _own(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -38,6 +38,7 @@ from ..results.provenance import collect_provenance
 from ..results.report import figure_html, render_report
 from ..results.run import Run
 from ..results.run_folder import open_run
+from ..results.run_inputs import note_inputs
 from ..results.run_reading import load_run
 from .neuron_finding import plain
 from .retrieval_scoring import design_of
@@ -134,6 +135,9 @@ def compare_retrieval(
         if run.finished:
             say(f"{run.id} is done already (use --force to measure again).")
         else:
+            asked = {"methods": list(config.methods)}  # the key names what they turned out to be
+            places = [str(path.resolve()) for path in paths]
+            note_inputs(run.folder, {"config": asked, "paths": places, "model": first.model})
             _measure(config, model, scored[0], methods, run, memory_mb, say, tell)
         return read_compared(run.folder)
 

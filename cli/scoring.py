@@ -11,7 +11,7 @@ import numpy as np
 import polars
 
 from ..data.facts.items import data_hash, load_relation, split_subjects
-from ..interventions.path_patching import build_chain
+from ..interventions.patched_passes import chain_for
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.load import load_model
@@ -137,7 +137,7 @@ def _measure(
     say: Callable[[str], None],
     tell: Callable[[int, int], None],
 ) -> None:
-    chain = build_chain(model, seed=config.seed)
+    chain = chain_for(model, seed=config.seed)
     facts = split_subjects(relation, config.seed)["find"][: config.subjects]
     known = conflict_items(
         model,

@@ -13,6 +13,10 @@ class RunBusyError(RunFolderError):
     """Another process is working on the same run."""
 
 
+class LedgerError(RunFolderError):
+    """A ledger of a batch cannot be read, belongs to another batch, or has no such part."""
+
+
 class RunCancelled(KeyboardInterrupt):
     """A person asked the run to stop, by a `cancel` file or by SIGTERM.
 

@@ -65,12 +65,18 @@ class HeadVisTree:
 
 
 def head_vis_files(tree: HeadVisTree) -> dict[str, bytes]:
-    """Relative path to content of every file of the tree."""
+    """Relative path to content of every file of the tree.
+
+    Heads with the most scores come first in `scatter_data.json`: HeadVis offers as metrics what is
+    a number in the first row.
+    """
     n_layers, n_heads = tree.shape
     heads = [HeadId(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    missing = np.sum([~np.isfinite(grid) for grid in tree.metrics.values()], axis=0)
+    fullest_first = sorted(heads, key=lambda head: int(missing[head.layer, head.head]))
     files: dict[str, JSON] = {
         CONFIG: _config(tree, heads),
-        SCATTER: [_scatter_row(tree, head) for head in heads],
+        SCATTER: [_scatter_row(tree, head) for head in fullest_first],
         "server_config.json": {},
         "attributions/manifest.json": {},
     }

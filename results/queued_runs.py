@@ -65,7 +65,7 @@ def living_state(folder: RunFolder, *, grace: float = GRACE_SECONDS) -> RunState
     state = mark_interrupted_if_dead(folder.path)
     if state.status is not RunStatus.QUEUED or state.host != platform.node():
         return state
-    if _age(state) < grace:
+    if age_of(state) < grace:
         return state
     try:
         with storage_errors(folder.root), worker_lock(folder).acquire(timeout=0):
@@ -78,6 +78,14 @@ def living_state(folder: RunFolder, *, grace: float = GRACE_SECONDS) -> RunState
         return state
 
 
+def age_of(state: RunState) -> float:
+    """Seconds since the run's last sign of life."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(state.updated)).total_seconds()
+    except (TypeError, ValueError):
+        return float("inf")  # no time that can be read was not written a moment ago
+
+
 def settle_runs(root: Path) -> tuple[RunInfo, ...]:
     """Every run under the root, with those whose process is gone set to `interrupted`."""
     for info in list_runs(root):
@@ -85,13 +93,6 @@ def settle_runs(root: Path) -> tuple[RunInfo, ...]:
             with suppress(RunFolderError):  # the listing says what is wrong with it
                 living_state(RunFolder(root, info.id))
     return list_runs(root)
-
-
-def _age(state: RunState) -> float:
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(state.updated)).total_seconds()
-    except (TypeError, ValueError):
-        return float("inf")  # no time that can be read was not written a moment ago
 
 
 def _replace(folder: Path, state: RunState, status: RunStatus, message: str) -> None:

@@ -100,7 +100,7 @@ def render_report(
         claim=claim,
         notes=notes,
         blocks=blocks,
-        plotly_js=Markup(get_plotlyjs()),
+        plotly_js=Markup(get_plotlyjs()) if figures else "",
         figures=[(caption, _figure(figure)) for caption, figure in figures.items()],
         tables=[table_html(caption, table, max_rows) for caption, table in tables.items()],
         provenance=[(name, _value(value)) for name, value in asdict(provenance).items()],

@@ -91,6 +91,11 @@ def parse_rows(content: bytes, path: Path) -> dict[str, Row]:
     return rows
 
 
+def row_lines(rows: Mapping[str, Mapping[str, JSON]]) -> bytes:
+    """A whole log at once. Raises `RunFolderError` for a row that is not plain JSON."""
+    return b"".join(_line(key, row) for key, row in rows.items())
+
+
 def _line(key: str, row: Mapping[str, JSON]) -> bytes:
     try:
         text = json.dumps({"key": key, "row": row}, separators=(",", ":"), allow_nan=False)

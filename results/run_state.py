@@ -80,7 +80,8 @@ def request_cancel(folder: Path) -> None:
         raise RunFolderError(f"{folder} is {state.status}: there is nothing to cancel.")
     write_atomic(folder / "cancel", "")
     if state.status is RunStatus.QUEUED:
-        write_state(folder, replace(state, status=RunStatus.CANCELLED, updated=utc_now()))
+        ended = replace(state, status=RunStatus.CANCELLED, message="cancelled", updated=utc_now())
+        write_state(folder, ended)
 
 
 def cancel_requested(folder: Path) -> bool:

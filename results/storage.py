@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from .errors import RunFolderError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 def write_atomic(
@@ -28,16 +30,10 @@ def write_atomic(
     Raises `RunFolderError` when the disk is full or the folder cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with storage_errors(path, kept):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            try:
-                write_all(descriptor, data)
-                if durable:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _write(temporary, data, os.O_TRUNC, durable=durable)
             os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -56,6 +52,32 @@ def write_new(path: Path, content: bytes | str, *, force: bool = False) -> None:
     write_atomic(path, content)
 
 
+def write_if_absent(path: Path, content: bytes | str) -> bool:
+    """Write `path` unless it is there; of all processes on all machines exactly one gets `True`.
+
+    A hard link to a whole file, which network file systems make atomically too, so that nobody sees
+    half of it; where there are no links, an exclusive open. Raises `RunFolderError` as
+    `write_atomic` does.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = _temporary(path)
+    with storage_errors(path):
+        try:
+            _write(temporary, data, os.O_TRUNC)
+            return _linked(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        try:
+            _write(path, data, os.O_EXCL)
+        except FileExistsError:
+            return False
+    return True
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """`os.write` until every byte is written; the system may take fewer than it is given."""
     view = memoryview(data)
@@ -71,6 +93,29 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    """A name that nobody else uses, not even a machine of the same name on a shared folder."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def _write(path: Path, data: bytes, how: int, *, durable: bool = True) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o644)
+    try:
+        write_all(descriptor, data)
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:  # also a link of ours whose first answer the network lost
+        return os.stat(temporary).st_nlink == 2
+    return True
 
 
 @contextmanager

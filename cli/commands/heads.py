@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ..engine_options import Backend, Remote
 from ..option_lists import whole_numbers
 from ..output import print_json, progress, say, show_table
+from ..placement_options import MaxMemory, OffloadFolder
 from .models import Json, Model
 
 app = typer.Typer(help="Score attention heads.", no_args_is_help=True)
@@ -44,8 +46,12 @@ def score(
     demonstrations: Annotated[int, typer.Option(min=0, help="True statements before each.")] = 3,
     top: Annotated[int, typer.Option(min=1, help="Heads in each head set that is written.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of conflicts and bootstrap.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    backend: Backend = None,
+    remote: Remote = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
     memory_mb: Annotated[int, typer.Option(min=16, help="Memory for the sweep's rows.")] = 512,
     runs: Runs = Path("runs"),
     force: Force = False,

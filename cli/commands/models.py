@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..output import print_json, say, show_table
+from ..placement_options import MaxMemory, OffloadFolder
 
 app = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
 
@@ -27,7 +28,12 @@ def callback() -> None:
 
 
 @app.command()
-def show(model: Model, json: Json = False) -> None:
+def show(
+    model: Model,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
+    json: Json = False,
+) -> None:
     """Load a model, prove its anatomy and show it.
 
     Example: mnemoscope models show engram
@@ -43,7 +49,7 @@ def show(model: Model, json: Json = False) -> None:
         **anatomy,
         "parameters": sum(p.numel() for p in loaded.module.parameters()),
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "device": str(loaded.device),
+        "device": loaded.identity["device"],
         "attention": loaded.module.config._attn_implementation,
         "bos_rule": loaded.bos_rule,
         "weights_sha256": loaded.weights_sha256,

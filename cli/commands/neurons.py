@@ -8,14 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
+from ..engine_options import Backend, Remote
 from ..option_lists import numbers, whole_numbers, words
 from ..output import print_json, progress, say, say_where, show_table
+from ..placement_options import MaxMemory, OffloadFolder
 from .heads import Force, Runs
 from .models import Json, Model
 
 app = typer.Typer(help="Find, ablate and show relation neurons.", no_args_is_help=True)
 
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 
 
@@ -48,6 +50,10 @@ def find(
     seed: Annotated[int, typer.Option(help="Seed of split, halves and fake relations.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    backend: Backend = None,
+    remote: Remote = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
     memory_mb: Annotated[
         int, typer.Option(min=16, help="Memory for activations; the result is the same.")
     ] = 1024,
@@ -155,6 +161,8 @@ def ablate(
     seed: Annotated[int, typer.Option(help="Seed of facts, candidates and controls.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
     runs: Runs = Path("runs"),
     force: Force = False,
     json: Json = False,

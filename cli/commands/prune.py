@@ -11,15 +11,15 @@ import typer
 from ..output import print_json, progress, say
 from .heads import Force, Runs
 from .models import Json
+from .sweep import WHOLE, Retry, ShardOf, shard_of
 
 if TYPE_CHECKING:
+    from ...results.shards import Shard
     from ..prune_config import PruneBatch, PruneConfig
 
 app = typer.Typer(help="Prune heads of checkpoints.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="A pruned checkpoint folder.", show_default=False)]
-
-GATE_FAILED = 4
 
 
 @app.callback()
@@ -79,6 +79,8 @@ def run(
     no_tokenizer: Annotated[
         bool, typer.Option("--no-tokenizer", help="Accept a checkpoint without a tokenizer.")
     ] = False,
+    shard: ShardOf = WHOLE,
+    retry: Retry = False,
     runs: Runs = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read headers, write nothing.")] = (
         False
@@ -109,7 +111,10 @@ def run(
     if print_config:
         sys.stdout.write(recipe_text(config))
     elif isinstance(config, PruneBatch):
-        _batch(config, runs, dry_run=dry_run, force=force, json=json)
+        part = shard_of(shard, force=force)
+        _batch(config, runs, shard=part, retry=retry, dry_run=dry_run, force=force, json=json)
+    elif retry or shard != WHOLE:
+        raise typer.BadParameter("--shard and --retry belong to a batch: give one with --recipe.")
     else:
         _one(config, runs, dry_run=dry_run, force=force, json=json)
 
@@ -189,33 +194,38 @@ def _given(context: typer.Context) -> list[str]:
 
 
 def _one(config: PruneConfig, runs: Path, *, dry_run: bool, force: bool, json: bool) -> None:
-    from ..prune_eval import GateFailedError
-    from ..prune_run import plan_of, prune
+    from ..prune_kept import prune_kept
+    from ..prune_run import plan_of
     from ..prune_tables import show_pruned
 
-    planned = plan_of(config)
-    say(planned.describe())
     if dry_run:
+        planned = plan_of(config)
+        say(planned.describe())
         if json:
             print_json("prune-plan", planned.document())
         else:
             say("nothing was written. Next: the same command without --dry-run")
         return
-    try:
-        with progress("asking") as tell:
-            done = prune(planned, runs=runs, force=force, say=say, tell=tell)
-    except GateFailedError as failed:
-        say(f"error: {failed}")
-        raise typer.Exit(GATE_FAILED) from None
+    with progress("asking") as tell:
+        done = prune_kept(config, runs, force=force, say=say, tell=tell)
     if json:
         print_json("pruned", done.document())
     else:
         show_pruned(done)
 
 
-def _batch(batch: PruneBatch, runs: Path, *, dry_run: bool, force: bool, json: bool) -> None:
+def _batch(
+    batch: PruneBatch,
+    runs: Path,
+    *,
+    shard: Shard,
+    retry: bool,
+    dry_run: bool,
+    force: bool,
+    json: bool,
+) -> None:
     from ..prune_batch import describe_batch, prune_batch
-    from ..prune_tables import show_batch
+    from ..sweep_tables import show_batch
 
     if dry_run:
         described = describe_batch(batch)
@@ -226,9 +236,9 @@ def _batch(batch: PruneBatch, runs: Path, *, dry_run: bool, force: bool, json: b
             print_json("prune-batch-plan", {"units": units})
         raise typer.Exit(int(any(plan is None for _, _, plan in described)))
     with progress("units") as tell:
-        result = prune_batch(batch, runs, force=force, say=say, tell=tell)
+        result = prune_batch(batch, runs, force=force, say=say, tell=tell, shard=shard, retry=retry)
     if json:
         print_json("prune-batch", result.document())
     else:
-        show_batch(result)
-    raise typer.Exit(int(bool(result.failed)))
+        show_batch(result, "mnemoscope prune verify FOLDER, for any of the folders above")
+    raise typer.Exit(result.code)

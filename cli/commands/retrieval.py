@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from ..engine_options import Backend, Remote
 from ..option_lists import whole_numbers, words
 from ..output import print_json, progress, say, say_where, show_table
+from ..placement_options import MaxMemory, OffloadFolder
 from .heads import Force, Runs
 from .models import Json, Model
 from .neurons import Device, Dtype
@@ -55,6 +57,10 @@ def score(
     seed: Annotated[int, typer.Option(help="Seed of needles, places and resampling.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    backend: Backend = None,
+    remote: Remote = None,
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
     runs: Runs = Path("runs"),
     force: Force = False,
     json: Json = False,
@@ -211,6 +217,8 @@ def compare(
     seed: Annotated[int, typer.Option(help="Seed of random sets and resampling.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    offload_folder: OffloadFolder = None,
     memory_mb: Memory = 1024,
     runs: Runs = Path("runs"),
     force: Force = False,

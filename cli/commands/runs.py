@@ -53,17 +53,20 @@ def show(run_id: RunId, runs: Runs = Path("runs"), json: Json = False) -> None:
 
     Example: mnemoscope runs show head-scores-1a2b3c4d5e
     """
+    from ...results.job_record import read_job_record
     from ...results.run_reading import load_run, verify_run
 
     folder = _folder(runs, run_id)
     verify_run(folder)
-    run = load_run(folder)
+    run, job = load_run(folder), read_job_record(folder)
     if json:
         record = {"config": dict(run.config), "provenance": asdict(run.provenance)}
-        print_json("run", {"id": run.id, **record})
+        print_json("run", {"id": run.id, **record, "job": None if job is None else asdict(job)})
         return
     show_table(run.id, ("configuration", "value"), list(run.config.items()))
     origin = run.provenance
+    if job is not None:
+        say(job.words)
     say(f"{origin.estimand}; {origin.model_id} {str(origin.weights_sha256)[:12]}; {origin.created}")
     table = run.table.head(20)
     show_table("First rows", tuple(table.columns), [tuple(row) for row in table.iter_rows()])

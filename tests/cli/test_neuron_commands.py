@@ -364,9 +364,10 @@ def test_some_of_the_papers_relations_can_be_chosen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("verb", "after"), [("find", 1), ("ablate", 30), ("paper", 4)])
-def test_an_interrupted_run_goes_on_to_the_same_result(
+def test_an_interrupted_run_goes_on_by_its_id_to_the_same_result(
     units: Units,
     neurons: Neurons,
+    command: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     verb: str,
@@ -384,10 +385,10 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     stopped = neurons(verb, root=tmp_path / "r")
     assert stopped.code == 130
     assert "run the same command again" in words(stopped.err)
-    again = neurons(verb, root=tmp_path / "r")
+    straight = {"find": units.found, "ablate": units.ablated, "paper": units.paper}[verb]
+    again = command("runs", "resume", straight.folder.name, "--runs", tmp_path / "r")
     assert again.code == 0, again.err
     assert len(kept) == len(set(kept))  # nothing was measured twice
-    straight = {"find": units.found, "ablate": units.ablated, "paper": units.paper}[verb]
     resumed = tmp_path / "r" / straight.folder.name
     assert polars.read_parquet(resumed / "table.parquet").equals(straight.table)
     last = (resumed / "rows.jsonl").read_text("utf-8").splitlines()[-1]

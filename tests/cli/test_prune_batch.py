@@ -13,6 +13,9 @@ from typing import Any
 
 import polars
 import pytest
+from mnemoscope.results.ledger import read_ledger
+from mnemoscope.results.run_reading import load_run
+from mnemoscope.results.shards import Shard
 
 
 def words(text: str) -> str:
@@ -38,13 +41,15 @@ def recipe(world: Any, tmp_path: Path) -> Path:
     return path
 
 
-def rows(root: Path = Path("runs")) -> list[dict[str, Any]]:
-    (log,) = root.glob("*prune-batch-*/rows.jsonl")
-    return [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+def attempts(root: Path = Path("runs")) -> dict[str, list[str]]:
+    """How the attempts at each unit ended."""
+    (folder,) = root.glob("prune-batch-*.ledger")
+    tried = read_ledger(folder).attempts()
+    return {unit: [str(one.outcome) for one in done] for unit, done in tried.items()}
 
 
 def run_folder() -> Path:
-    (folder,) = Path("runs").glob("prune-batch-*")
+    (folder,) = Path("runs").glob("prune-batch-*[!r]")
     return folder
 
 
@@ -77,16 +82,49 @@ def test_people_see_a_table_and_how_to_go_on(command: Any, recipe: Path) -> None
     assert "table.parquet" in done.err
 
 
-def test_the_same_command_tries_only_what_failed(command: Any, recipe: Path) -> None:
+def test_what_failed_is_tried_again_on_demand(command: Any, recipe: Path) -> None:
     command("prune", "run", "--recipe", recipe)
     before = Path("out/a/one/prune_manifest.json").stat().st_mtime_ns
     again = command("prune", "run", "--recipe", recipe)
     assert again.code == 1
-    said = again.err.splitlines()
+    assert "is done already" in again.err
+    assert "--retry" in again.err
+    third = command("prune", "run", "--recipe", recipe, "--retry")
+    assert third.code == 1
+    said = third.err.splitlines()
     assert [line.split(":")[0] for line in said if ": failed" in line] == ["a/none", "b/none"]
     assert not any(line.endswith(": done") for line in said)
     assert Path("out/a/one/prune_manifest.json").stat().st_mtime_ns == before
-    assert len(rows()) == 6
+    tried = attempts()
+    assert tried["a/none"] == ["failed", "failed"]
+    assert tried["a/one"] == ["done"]
+
+
+@pytest.mark.parametrize("order", ["1/2 2/2", "2/3 1/3 3/3", "1/2 1/1"])
+def test_shards_give_the_table_of_one_worker(command: Any, recipe: Path, order: str) -> None:
+    assert command("prune", "run", "--recipe", recipe, "--runs", "whole").code == 1
+    whole = next(Path("whole").glob("prune-batch-*[!r]/table.parquet")).read_bytes()
+    shutil.rmtree("out")
+    for shard in order.split():
+        assert not list(Path("runs").glob("prune-batch-*[!r]")), "merged by the last one only"
+        done = command("prune", "run", "--recipe", recipe, "--shard", shard, "--json")
+        told = json.loads(done.out)
+        mine = {
+            unit.name for unit in Shard.parse(shard).of(read_ledger(Path(told["ledger"])).units)
+        }
+        assert done.code == int(any(unit in mine for unit in told["failed"]))
+        failed = [unit["unit"] for unit in told["units"] if unit["status"] == "failed"]
+        assert failed == told["failed"]
+    assert (run_folder() / "table.parquet").read_bytes() == whole
+
+
+def test_shards_are_for_batches(command: Any, recipe: Path) -> None:
+    for bad in ("3/2", "half"):
+        assert command("prune", "run", "--recipe", recipe, "--shard", bad).code == 2
+    assert command("prune", "run", "--recipe", recipe, "--shard", "1/2", "--force").code == 2
+    one = ("prune", "run", "a", "--heads", "1:2", "--out", "b")
+    assert command(*one, "--shard", "1/2").code == 2
+    assert command(*one, "--retry").code == 2
 
 
 def test_a_batch_without_failures_is_done_once(command: Any, recipe: Path) -> None:
@@ -125,15 +163,16 @@ def test_a_killed_batch_goes_on(moment: str, command: Any, recipe: Path, tmp_pat
     """SIGKILL around the second row: its folder is there, its row may not be."""
     code = (
         "import os, signal\n"
-        "from mnemoscope.results.run import Run\n"
-        "append = Run.append\n"
-        "def die(self, key, row):\n"
-        "    if key == 'a/any' and MOMENT == 'before the row':\n"
+        "from mnemoscope.results.ledger import Ledger\n"
+        "settle = Ledger.settle\n"
+        "def die(self, attempt, *given, **named):\n"
+        "    if attempt.unit == 'a/any' and MOMENT == 'before the row':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    append(self, key, row)\n"
-        "    if key == 'a/any':\n"
+        "    ended = settle(self, attempt, *given, **named)\n"
+        "    if attempt.unit == 'a/any':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Run.append = die\n"
+        "    return ended\n"
+        "Ledger.settle = die\n"
         "from mnemoscope.cli.main import main\n"
         "main()\n"
     ).replace("MOMENT", repr(moment))
@@ -145,7 +184,9 @@ def test_a_killed_batch_goes_on(moment: str, command: Any, recipe: Path, tmp_pat
     assert done.code == 1, done.err
     assert json.loads(done.out)["failed"] == ["a/none", "b/none"]
     assert Path("out/a/any/prune_manifest.json").stat().st_mtime_ns == written
-    assert len(rows()) == 6
+    twice = ["claimed", "done"] if moment == "before the row" else ["done"]
+    assert attempts()["a/any"] == twice
+    assert len(load_run(run_folder()).rows) == 6
 
 
 def test_a_folder_of_somebody_else_is_left_alone(command: Any, recipe: Path) -> None:
@@ -181,7 +222,7 @@ def test_units_are_measured_and_gated(command: Any, world: Any, recipe: Path) ->
     )
     recipe.write_text(text, "utf-8")
     done = command("prune", "run", "--recipe", recipe, "--json")
-    assert done.code == 1
+    assert done.code == 4, "all that failed, failed at a gate"
     units = {unit["unit"]: unit for unit in json.loads(done.out)["units"]}
     assert "gate closed" in units["a/one"]["error"]
     assert not Path("out/a/one").exists()

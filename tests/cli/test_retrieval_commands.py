@@ -248,6 +248,25 @@ def test_score_refuses_a_kind_that_is_not_offered(retrieval: Retrieval) -> None:
 # -- compare ---------------------------------------------------------------------------------------
 
 
+def test_an_interrupted_comparison_goes_on_by_its_id(
+    retrieval_world: World, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configuration names scores by content; where they lie is noted beside it."""
+    world = retrieval_world
+    asked = CompareConfig(
+        methods=("copy", "locate", "induction"), k=2, sizes=(1, 2), trials=6, draws=3
+    )
+    with monkeypatch.context() as patch:
+        before = stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            compare_retrieval(asked, [world.scored.folder], tmp_path, memory_mb=64, **QUIET)
+    name = world.compared.folder.name
+    done = command("runs", "resume", name, "--runs", tmp_path)
+    assert done.code == 0, done.err
+    assert tuple(load_run(tmp_path / name).rows)[:3] == tuple(before)
+    assert polars.read_parquet(tmp_path / name / "table.parquet").equals(world.compared.table)
+
+
 def test_compare_shows_whose_heads_the_answer_hangs_on(retrieval_world: World) -> None:
     """Without the locate head nothing is found; copy and inert reader tie in what they read, so
     reading alone does not tell which of them the answer needs."""

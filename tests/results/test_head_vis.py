@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from head_vis_contract import check_tree
 from mnemoscope.models.types import HeadId
 from mnemoscope.results.errors import RunFolderError, UnitSetError
 from mnemoscope.results.head_vis import (
@@ -31,6 +32,13 @@ def causal(weights: list[list[float]]) -> np.ndarray:
     return np.array(weights, dtype=np.float64)
 
 
+NAMED = {
+    "dataset_name": "none",
+    "n_sequences": 1,
+    "seq_len": 4,
+    "dtype": "float32",
+    "attn_implementation": "none",
+}
 ROWS = causal([[1, 0, 0, 0], [0.4, 0.6, 0, 0], [0.1, 0.7, 0.2, 0], [0.004, 0.5, 0.3, 0.196]])
 
 
@@ -58,11 +66,18 @@ def test_every_file_that_the_viewer_reads_is_there() -> None:
     assert config["head_data_pattern"] == "L{layer}H{head}.json"
     assert config["has_umap"] is False
     assert files["server_config.json"] == {}
-    assert files["scatter_data.json"][1] == {"layer": 0, "head": 1, "memory": None, "copy": None}
-    assert files["scatter_data.json"][4]["memory"] == 0.123457
+    rows = files["scatter_data.json"]
+    assert rows[-1] == {"layer": 0, "head": 1, "memory": None, "copy": None}
+    assert [row["memory"] for row in rows] == [0.25, -1.5, 3.0, 0.123457, 0.0, None]
     assert files["heads/L0H0.json"]["sequences"] == []
     (sampled,) = files["heads/L1H2.json"]["sequences"]
     assert (sampled["sequence_id"], sampled["seq_len"], sampled["interval"]) == (7, 4, 1)
+
+
+def test_the_tree_keeps_the_contract_of_its_readers() -> None:
+    check_tree(head_vis_files(tree(pipeline=NAMED)))
+    first_head_unscored = np.array([[np.nan, 1.0], [2.0, 3.0]])
+    check_tree(head_vis_files(HeadVisTree("tiny", {"copy": first_head_unscored}, pipeline=NAMED)))
 
 
 def test_sparse_attention_is_flat_and_leaves_out_what_is_weak() -> None:
