@@ -38,7 +38,7 @@ def show_next(scene: Scene, name: str, text: str, said: str) -> None:
     exports.quote(said.strip("\n") or "(nothing)")
     ids = scene.ids(text)
     table = cached.next_tokens(scene.loaded, scene.loaded.key, text)
-    before = reading(scene, ())[0 if name == WITHOUT else 1]
+    before = reading(scene)[0 if name == WITHOUT else 1]
     for place, role in zip(st.columns(2), ROLES, strict=True):
         if role in ids:
             exports.metric(place, f"P({role} answer)", f"{before.probability[role]:.3f}")

@@ -8,7 +8,7 @@ import altair as alt
 import polars
 
 from .ask_relation import FOUND
-from .charts import CONTEXT, MEMORY, OTHER
+from .charts import CONTEXT, MEMORY, OTHER, in_lines
 
 _BAR = alt.Step(22)
 _LABELS = alt.Axis(labelLimit=220, labelFlush=False, labelBound=False)
@@ -28,7 +28,7 @@ def effect_chart(table: polars.DataFrame, *, both: bool) -> Any:
     return _bars(
         shown,
         "name",
-        alt.X("score:Q", title=title),
+        alt.X("score:Q", title=in_lines(title)),
         alt.Color("for:N", scale=colours, legend=alt.Legend(orient="top", title=None)),
         [alt.Tooltip("name:N"), alt.Tooltip("score:Q", format="+.3f")],
     )
@@ -36,14 +36,16 @@ def effect_chart(table: polars.DataFrame, *, both: bool) -> Any:
 
 def reader_chart(table: polars.DataFrame) -> Any:
     """Bars of the strongest readers: which context token each looks at, and with what weight."""
-    on, off = "the context answer", "another token"
+    on, off = "context answer", "another token"
     shown = table.with_columns(
         polars.format("{} → {} {}", "head", "position", "token").alias("name"),
         polars.when("on_answer").then(polars.lit(on)).otherwise(polars.lit(off)).alias("reads"),
     )
     colours = alt.Scale(domain=[on, off], range=[CONTEXT, OTHER])
     weight = alt.X(
-        "weight:Q", title="attention of END on that token", scale=alt.Scale(domain=[0, 1])
+        "weight:Q",
+        title=in_lines("attention of END on that token", 20),
+        scale=alt.Scale(domain=[0, 1]),
     )
     return _bars(
         shown,
@@ -67,7 +69,7 @@ def relation_chart(table: polars.DataFrame) -> Any:
         "relation",
         alt.X(
             "standing:Q",
-            title="stands above prompts of other relations",
+            title=in_lines("stands above prompts of other relations"),
             scale=alt.Scale(domain=[0, 1]),
         ),
         colour,

@@ -14,8 +14,9 @@ from .ask_scene import AskScene, answer_sentence
 from .forecast import sweep_seconds
 from .plain import as_text
 from .scene import Scene, reading
-from .switch_section import random_heads, show_verdict
-from .switched_off import no_better_than_random
+from .switch_section import random_changes_of, show_verdict
+from .switched_off import Switched
+from .switched_readings import no_better_than_random
 
 SHOWN = 8
 
@@ -65,7 +66,7 @@ def fill_heads(asked: AskScene) -> None:
 def show_probabilities(scene: Scene) -> None:
     """First-token probabilities of the two answers."""
     with st.spinner("Asking the model …"):
-        readings = reading(scene, ())
+        readings = reading(scene)
     for (name, _), one in zip(scene.named, readings, strict=True):
         exports.caption(name.capitalize())
         for place, role in zip(st.columns(2), ROLES, strict=True):
@@ -91,7 +92,7 @@ def effects(scene: Scene) -> polars.DataFrame:
 def speaker(scene: Scene, table: polars.DataFrame) -> tuple[Role, HeadId]:
     """The likelier answer's role, with the context if there is one, and the head that speaks most
     for it."""
-    likely = reading(scene, ())[-1].probability
+    likely = reading(scene)[-1].probability
     role: Role = max((role for role in ROLES if role in likely), key=lambda name: likely[name])
     falling = role == "memory" or scene.answers.both is None
     best = table.sort("score", descending=falling).row(0, named=True)
@@ -101,14 +102,14 @@ def speaker(scene: Scene, table: polars.DataFrame) -> tuple[Role, HeadId]:
 def show_off(scene: Scene, role: Role, head: HeadId) -> None:
     """The head switched off everywhere, beside random heads of its layer."""
     with st.spinner("Asking again without it …"):
-        before, after = reading(scene, ())[-1], reading(scene, (str(head),))[-1]
+        before, after = reading(scene)[-1], reading(scene, Switched((head,)))[-1]
     was, now = before.probability[role], after.probability[role]
     exports.markdown(
         f"{head} speaks most for the {role} answer. Without it the model says "
         f"“{as_text(answer_sentence(after.said).strip())}”, and P({role} answer) goes from "
         f"{was:.3f} to {now:.3f}."
     )
-    drawn = random_heads(scene, (str(head),))
+    drawn = random_changes_of(scene, Switched((head,)))
     if drawn is None or before.contrast is None:
         return
     contrasts = drawn.contrast[-1]

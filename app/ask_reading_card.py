@@ -37,8 +37,8 @@ def fill_reading(asked: AskScene) -> None:
     onward("explore", f"The whole pattern of {best} on this prompt", {**asked.address, **head})
     onward(
         "retrieval",
-        f"Does {best} read a long context too? Hide a needle",
-        {**asked.address, **head},
+        f"Follow {best} through this context, token by token",
+        {**asked.address, **head, "hay": "my own"},
     )
 
 

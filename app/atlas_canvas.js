@@ -70,7 +70,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
   canvas.onpointerup = up;
   canvas.ondblclick = whole;
   canvas.onpointerleave = leave;
-  const observer = new ResizeObserver(draw);
+  // New data call this again without an end of the old: its picture must not come back on resizing.
+  box.observer?.disconnect();
+  const observer = box.observer = new ResizeObserver(draw);
   observer.observe(box);
   draw();
   canvas.dataset.ready = header.name;

@@ -22,6 +22,7 @@ from ..models.pooled_maps import PooledMap, bin_edges
 from ..models.types import HeadId
 from ..probes.retrieval_readings import SINK
 from .answers import token_label
+from .background import Tell, silent
 from .needle_trial import Mode, NeedleTrial
 
 Pool = Literal["peak", "mass"]
@@ -104,12 +105,15 @@ class Sheet:
         return row * self.step_y, left
 
 
-def atlas(found: NeedleTrial, mode: Mode) -> Atlas:
-    """Pool the maps of all heads, layer by layer."""
+def atlas(found: NeedleTrial, mode: Mode, tell: Tell = silent) -> Atlas:
+    """Pool the maps of all heads, layer by layer; `tell` hears how far it is, and may end it."""
     tokens = len(found.followed(mode).asked.ids)
     heads = sum(scores.q.shape[1] for scores in found.held.values())
     edges = bin_edges(0, tokens, SMALLER if heads > MANY else THUMBNAIL, borders(found))
-    maps = [_numpy(scores.pooled(edges, edges)) for scores in found.layer_scores(mode)]
+    maps = []
+    for layer, scores in enumerate(found.layer_scores(mode)):
+        tell(layer / len(found.held), f"layer {layer} of {len(found.held)}")
+        maps.append(_numpy(scores.pooled(edges, edges)))
     peak, mass = (np.stack([one[i] for one in maps]) for i in (0, 1))
     sinks = sum(edge <= SINK for edge in edges[1:])  # SINK is an edge: `borders` holds it
     widths = np.diff(edges) / tokens

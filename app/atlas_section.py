@@ -7,9 +7,9 @@ from typing import Any
 import streamlit as st
 
 from ..models.types import HeadId
-from . import chart_files, exports, needle_cached, selection
+from . import background, chart_files, exports, needle_cached, selection
 from .atlas_canvas import draw_atlas, draw_window, happened
-from .atlas_maps import POOLS, Pool, Window, atlas_picture, levels
+from .atlas_maps import POOLS, Pool, Window, atlas, atlas_picture, levels
 from .edge_section import show_edges
 from .edges import token_labels
 from .forecast import LONGEST_WAIT, maps_seconds, rough_pace
@@ -52,15 +52,8 @@ def show_maps(scene: NeedleScene) -> None:
 def show_atlas(scene: NeedleScene, pool: Pool, sink: bool) -> None:
     """Thumbnails of all heads; a click chooses one."""
     tokens = len(scene.found.followed(scene.mode).asked.ids)
-    if st.session_state.get("atlas_of") != scene.stamp and not surely_short(scene, tokens):
-        pace = needle_cached.pace_of(scene.loaded, scene.loaded.key, scene.asked)
-        seconds = maps_seconds(scene.loaded.model, pace, tokens)
-        if seconds > LONGEST_WAIT:
-            if not st.button(
-                f"Draw the maps of all heads (about {seconds:.0f} s at the present pace)"
-            ):
-                return
-            st.session_state["atlas_of"] = scene.stamp
+    if not may_draw(scene, tokens):
+        return
     with st.spinner("Pooling the maps of all heads …"):
         shown = needle_cached.atlas_of(scene.found, *scene.stamp)
     head = selection.chosen_head()
@@ -90,10 +83,26 @@ def show_atlas(scene: NeedleScene, pool: Pool, sink: bool) -> None:
     )
 
 
-def surely_short(scene: NeedleScene, tokens: int) -> bool:
-    """Whether even a forecast that is several times too low leaves no wait worth asking about."""
-    model = scene.loaded.model
-    return maps_seconds(model, rough_pace(model), tokens) <= LONGEST_WAIT * SURELY_SHORT
+def may_draw(scene: NeedleScene, tokens: int) -> bool:
+    """Whether the maps are drawn soon, or were asked for by a click and are there."""
+    model, found, mode = scene.loaded.model, scene.found, scene.mode
+
+    def seconds() -> float:
+        # A forecast that may be several times too low is enough where it leaves no wait at all.
+        rough = maps_seconds(model, rough_pace(model), tokens)
+        if rough <= LONGEST_WAIT * SURELY_SHORT:
+            return rough
+        pace = needle_cached.pace_of(scene.loaded, scene.loaded.key, scene.asked)
+        return maps_seconds(model, pace, tokens)
+
+    return background.ready(
+        "atlas",
+        scene.stamp,
+        seconds,
+        lambda tell: atlas(found, mode, tell),
+        label="Draw the maps of all heads",
+        words="Pooling the maps of all heads",
+    )
 
 
 def show_window(scene: NeedleScene, pool: Pool, sink: bool) -> None:

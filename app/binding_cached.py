@@ -18,7 +18,7 @@ from .binding_curves import RoleCurves, measured_curves, run_curves
 from .binding_pairs import PairSet, pair_set
 from .binding_recall import AskedWay, ask_pair
 from .binding_swaps import PairSwap, Swap, swap_all, swap_pair
-from .cached import Loaded, kept
+from .cached import OF_A_SESSION, Loaded, kept
 from .forecast import Pace
 
 _GREEDY = 10
@@ -71,8 +71,10 @@ recall_of: Callable[..., ReversalRecall] = kept(_recall, 4)
 asked_of: Callable[..., AskedWay] = kept(_asked, 64)
 curves_of: Callable[..., RoleCurves] = kept(_curves, 4)
 curves_of_run: Callable[[str, str], RoleCurves] = kept(_run, 4)
-# The states of 128 pairs on a model of 30 layers take 0.3 GB: one set at a time, never copied.
-states_of: Callable[..., RoleStates] = st.cache_resource(max_entries=1, show_spinner=False)(_states)
+# The states of 128 pairs on a model of 30 layers take 0.3 GB: one set a session, never copied.
+_kept_states = st.cache_resource(max_entries=1, scope="session", show_spinner=False)(_states)
+OF_A_SESSION.append(_kept_states.clear)
+states_of: Callable[..., RoleStates] = _kept_states
 pair_swap_of: Callable[..., PairSwap] = kept(_pair_swap, 64)
 all_swaps_of: Callable[..., polars.DataFrame] = kept(_all_swaps, 32)
 

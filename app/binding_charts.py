@@ -57,7 +57,7 @@ def names_chart(names: polars.DataFrame) -> Any:
 
 def recall_chart(lines: polars.DataFrame, measure: str) -> Any:
     """Share said, or MRR, of the pairs told one way or both, in both directions."""
-    titles = {"exact": "share said whole", "mrr": "mean reciprocal rank of the right name"}
+    titles = {"exact": "share said whole", "mrr": "mean reciprocal rank"}
     shown = lines.with_columns(
         polars.format("{} ({})", polars.col("pairs told"), polars.col("n")).alias("pairs")
     )

@@ -64,7 +64,8 @@ def warn_of_other_weights(scene: BindingScene, run: RunInfo) -> None:
     """A run may be older than the checkpoint that is loaded."""
     if load_run(run.folder).config.get("weights_sha256") != scene.loaded.model.weights_sha256:
         exports.warning(
-            "This run measured other weights, or other number types, than the model that is loaded."
+            "This run measured other weights, or other number types, than the model that is "
+            "loaded: choose “this page” or another run, or measure again."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the pages keep between reruns: one model, and recent results by the text they belong to.
+"""What the pages keep between reruns: models, and recent results by the text they belong to.
 
 Everything here is a plain function of the library wrapped in a Streamlit cache. Arguments with an
 underscore are not hashed; `key` names the loaded weights in their place.
@@ -17,21 +17,21 @@ from uuid import uuid4
 import polars
 import streamlit as st
 import torch
-from torch import Tensor
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from ..data.neutral import neutral_passages
-from ..interventions.head_means import mean_head_outputs
-from ..interventions.path_patching import EndChain, build_chain
+from ..interventions.end_chain import EndChain
+from ..interventions.path_patching import build_chain
 from ..models.hooked import HookedModel
 from ..models.load import load_model
 from ..models.types import HeadId
 from .answers import Answers, Question, first_ids, greedy, next_token_table
+from .background import drop_all
 from .edges import Edges, head_scores, token_labels, top_edges
 from .lens import Lens, logit_lens
+from .model_shelf import Shelf
 from .patterns import Pattern, pattern
 from .prompt_scores import prompt_scores
 from .run_scores import RunScores, run_scores
-from .switched_off import Control, HeadChange, Reading, control, edits_of, readings
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +48,42 @@ class Loaded:
             return build_chain(self.model)
 
 
+def _session(name: str) -> str:
+    return name
+
+
 def _load(place: str) -> Loaded:
     return Loaded(load_model(place), uuid4().hex)
 
 
-def _release(_: Loaded) -> None:
-    """The cache lets go of a model: give its memory back once nobody runs it."""
+def free_memory() -> None:
+    """Give back what nobody refers to any more, on the device too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _gone(old: list[Loaded]) -> None:
+    """Nobody shows these models any more: the work on them ends, and their memory is given back."""
+    while old:
+        drop_all(old.pop().key)
+    free_memory()
+
+
+def loaded_model(place: str) -> Loaded:
+    """The model of a place in the allow-list, the same one for all who show it."""
+    context = get_script_run_ctx(suppress_warning=True)
+    if context is None:
+        return _models.take(place, "")
+    user = _user(context.session_id)
+    if _models.place_of(user) not in (None, place):
+        context.fragment_storage.clear()  # parts of the page as it was, and their model
+        for forget in OF_A_SESSION:
+            forget()
+    if place in _models:
+        return _models.take(place, user)
+    with st.spinner("Loading the model and testing its anatomy …"):
+        return _models.take(place, user)
 
 
 def _texts(_loaded: Loaded, key: str, prompt: str, context: str) -> tuple[str, ...]:
@@ -76,49 +103,6 @@ def _scores(
 
 def _pattern(_loaded: Loaded, key: str, text: str, layer: int, head: int) -> Pattern:
     return pattern(_loaded.model, text, HeadId(layer, head))
-
-
-def _readings(
-    _loaded: Loaded,
-    key: str,
-    prompt: str,
-    context: str,
-    memory: str | None,
-    claimed: str | None,
-    heads: tuple[str, ...],
-    change: HeadChange,
-) -> tuple[Reading, ...]:
-    chosen = [HeadId.parse(head) for head in heads]
-    edits = edits_of(change, chosen, _means_for(_loaded, key, change)) if heads else ()
-    only = change.text if heads and change.op == "hide tokens" else None
-    answers = Answers(memory, "", claimed, "")
-    return readings(_loaded.model, Question(prompt, context), answers, edits, only=only)
-
-
-def _control(
-    _loaded: Loaded,
-    key: str,
-    prompt: str,
-    context: str,
-    memory: str | None,
-    claimed: str | None,
-    heads: tuple[str, ...],
-    change: HeadChange,
-    draws: int,
-) -> Control:
-    chosen = [HeadId.parse(head) for head in heads]
-    means = _means_for(_loaded, key, change)
-    asked = Question(prompt, context), Answers(memory, "", claimed, "")
-    return control(_loaded.model, *asked, chosen, change, means, draws=draws)
-
-
-def _means(_loaded: Loaded, key: str) -> dict[HeadId, Tensor]:
-    model = _loaded.model
-    return mean_head_outputs(model, neutral_passages(), model.anatomy.all_heads())
-
-
-def _means_for(loaded: Loaded, key: str, change: HeadChange) -> dict[HeadId, Tensor] | None:
-    return head_means_of(loaded, key) if change.op == "mean" else None
 
 
 def _edges(
@@ -145,10 +129,12 @@ def kept(function: Callable[..., Any], entries: int = 32) -> Callable[..., Any]:
     return st.cache_data(max_entries=entries, show_spinner=False)(function)
 
 
-loaded_model: Callable[[str], Loaded] = st.cache_resource(
-    max_entries=1, on_release=_release, show_spinner="Loading the model and testing its anatomy …"
-)(_load)
-"""The model of a place in the allow-list; loading another one lets go of the first."""
+OF_A_SESSION: list[Callable[[], None]] = []
+"""What forgets the large results that a session keeps of its model, called when it takes another.
+(Streamlit itself calls them when a tab is closed.)"""
+_models = Shelf(_load, _gone)
+# By session, and released with it: so the shelf learns that a tab was closed.
+_user = st.cache_resource(scope="session", show_spinner=False, on_release=_models.leave)(_session)
 
 greedy_texts: Callable[..., tuple[str, ...]] = kept(_texts)
 next_tokens: Callable[..., polars.DataFrame] = kept(_next)
@@ -156,8 +142,4 @@ scores_of_prompt: Callable[..., polars.DataFrame] = kept(_scores)
 pattern_of_head: Callable[..., Pattern] = kept(_pattern)
 edges_of_text: Callable[..., tuple[Edges, list[str]]] = kept(_edges)
 lens_of: Callable[..., Lens] = kept(_lens)
-readings_of: Callable[..., tuple[Reading, ...]] = kept(_readings)
-control_of: Callable[..., Control] = kept(_control)
-head_means_of: Callable[[Loaded, str], dict[HeadId, Tensor]] = kept(_means, 2)
-"""What every head puts out on average over neutral text."""
 scores_of_run: Callable[[str, str], RunScores | None] = kept(_run)

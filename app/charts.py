@@ -6,6 +6,7 @@ Texts of tokens go into charts as data and are drawn as text; none is ever read 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import altair as alt
@@ -21,9 +22,24 @@ WEIGHT_COLOURS = {
     "light": ("#f4f7fb", "#6baed6", "#08306b"),
     "dark": ("#1f232b", "#2f7fb8", "#e3f2ff"),
 }
+WEIGHT_INK = {"light": ("#ffffff", "#000000", 0.7), "dark": ("#000000", "#ffffff", 0.48)}
+"""Of texts on strong cells, on weak ones, and from what share of the scale cells are strong: there,
+with `WEIGHT_COLOURS` at 0, a half and 1, black and white have a contrast of 4.5 both."""
 _LEGEND = [0, 0.05, 0.2, 0.5, 1]
 _UNIT = alt.Scale(domain=[0, 1])
+_NARROW = 330
+"""Pixels of width below which the names of a legend stand one below the other."""
 _TENTHS = alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1])
+
+
+def fitted(drawn: Any) -> Any:
+    """The chart with a legend that finds room in a narrow column too."""
+    return drawn.configure_legend(columns=alt.ExprRef(f"width < {_NARROW} ? 1 : 6"))
+
+
+def in_lines(text: str, most: int = 26) -> list[str]:
+    """A title in lines of so many letters, since charts cut off what is longer than they are."""
+    return wrap(text, most)
 
 
 def next_token_chart(table: polars.DataFrame, ids: Mapping[str, int]) -> Any:
@@ -67,7 +83,7 @@ def pattern_chart(table: polars.DataFrame, theme: str = "light") -> Any:
     step = max(2, min(22, 480 // n))
     colours = list(WEIGHT_COLOURS[theme])
     scale = alt.Scale(type="sqrt", domain=[0, 0.25, 1], range=colours, interpolate="lab")
-    legend = alt.Legend(orient="top", gradientLength=240, gradientThickness=10, values=_LEGEND)
+    legend = alt.Legend(orient="top", gradientLength=160, gradientThickness=10, values=_LEGEND)
     return (
         alt.Chart(table, height=alt.Step(step))
         .mark_rect()
@@ -120,7 +136,10 @@ def before_after_chart(
         .mark_bar()
         .encode(
             x=alt.X(
-                "probability:Q", title="probability of the first token", scale=_UNIT, axis=_TENTHS
+                "probability:Q",
+                title=in_lines("probability of the first token"),
+                scale=_UNIT,
+                axis=_TENTHS,
             ),
             y=y,
             color=alt.Color("answer:N", scale=_ROLE, legend=None),

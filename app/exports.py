@@ -29,6 +29,7 @@ from ..results.bundle import (
 )
 from ..results.provenance import Provenance, collect_provenance
 from . import chart_files, kept_view
+from .charts import fitted
 from .kept_view import begin, reserve, section
 
 __all__ = [
@@ -94,22 +95,26 @@ def chart(
     alt: str,
     key: str | None = None,
     on_select: Literal["ignore", "rerun"] | Callable[[], None] = "ignore",
-    saved: Any | None = None,
+    saved: Callable[[], Any] | None = None,
 ) -> None:
     """An Altair chart at the width of its place. `name` names its files, so it is another one for
-    every chart of a page (or has a `key`); `alt` says what is seen. `saved` is the chart for files
-    where it is another one: with what somebody picked in the chart on the page."""
+    every chart of a page (or has a `key`); `alt` says what is seen. `saved` makes the chart for
+    files where it is another one: with what somebody picked in the chart on the page."""
     theme = st.context.theme.type or "light"
+    drawn = fitted(drawn)
     st.altair_chart(drawn, key=key, on_select=on_select, width="stretch", alt=alt)
-    kept = drawn if saved is None else saved
-    kept_view.keep(lambda: _picture(kept, theme, name, alt))
+
+    def kept() -> Any:
+        return drawn if saved is None else saved()
+
+    kept_view.keep(lambda: _picture(kept(), theme, name, alt))
     drawings: dict[str, Callable[[], bytes]] = {}
     if chart_files.can_draw():
         drawings = {
-            "png": lambda: chart_files.png_of(kept, theme),
-            "svg": lambda: chart_files.svg_of(kept, theme).encode(),
+            "png": lambda: chart_files.png_of(kept(), theme),
+            "svg": lambda: chart_files.svg_of(kept(), theme).encode(),
         }
-    _menu(name, drawings | _tables(lambda: chart_files.rows_of(kept)), key)
+    _menu(name, drawings | _tables(lambda: chart_files.rows_of(kept())), key)
 
 
 def table(

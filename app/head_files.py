@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars
+from torch import Tensor
 
 from ..interventions.pruning_plan import plan_pruning
 from ..models.errors import MnemoscopeError
@@ -15,6 +16,7 @@ from ..models.hooked import HookedModel
 from ..models.load import checkpoint_folder
 from ..models.types import HeadId
 from ..results.head_set import HeadScore, HeadSet, check_fits, load_head_set, save_head_set
+from .switched_off import OFF, HeadChange
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -84,18 +86,40 @@ def heads_of(folder: Path, file_name: str, model: HookedModel) -> tuple[HeadId, 
     return head_set.ids
 
 
-def prune_command(checkpoint: str, head_set_file: Path, out: str) -> str:
-    """The command that prunes a checkpoint by this file, quoted for a shell."""
-    parts = ("mnemoscope", "prune", "run", checkpoint)
-    return shlex.join([*parts, "--headset", str(head_set_file), "--out", out])
+def prune_command(checkpoint: str, head_set_file: Path, out: str, change: HeadChange = OFF) -> str:
+    """The command that writes this change of a file's heads into a checkpoint, for a shell.
 
-
-def dry_run(checkpoint: str, heads: Sequence[HeadId]) -> str:
-    """What pruning these heads would change, read from configuration and headers only.
-
-    Raises what `plan_pruning` raises, and `ModelNotFoundError` for a model that is no folder here.
+    Raises `MnemoscopeError` for a change of edges, which no weights stand for.
     """
-    return plan_pruning(checkpoint_folder(checkpoint), heads).describe()
+    parts = ("mnemoscope", "prune", "run", checkpoint)
+    how: dict[str, tuple[str, ...]] = {
+        "zero": (),
+        "mean": ("--mode", "mean"),
+        "scale": ("--factor", f"{change.factor:g}"),
+    }
+    if change.op not in how:
+        raise MnemoscopeError(
+            f"{change.op!r} changes what heads see, which no weights stand for: choose zero, mean "
+            "or scale to write the heads' change into a checkpoint."
+        )
+    return shlex.join([*parts, "--headset", str(head_set_file), *how[change.op], "--out", out])
+
+
+def dry_run(
+    checkpoint: str,
+    heads: Sequence[HeadId],
+    change: HeadChange = OFF,
+    means: Mapping[HeadId, Tensor] | None = None,
+) -> str:
+    """What this change of the heads would do to the files, by configuration and headers only.
+
+    `means` are the heads' mean outputs, which "mean" needs. Raises what `plan_pruning` raises, and
+    `ModelNotFoundError` for a model that is no folder here.
+    """
+    factor = change.factor if change.op == "scale" else 0.0
+    given = means if change.op == "mean" else None
+    folder = checkpoint_folder(checkpoint)
+    return plan_pruning(folder, heads, factor=factor, mean_outputs=given).describe()
 
 
 def _scored(head: HeadId, row: dict[str, float | None], role: str) -> HeadScore:

@@ -11,6 +11,7 @@ import streamlit as st
 
 from ..models.types import HeadId
 from . import exports
+from .charts import in_lines
 
 ALPHA = 0.05
 TESTED = (f"q ≤ {ALPHA}", f"not significant (q > {ALPHA})")
@@ -21,7 +22,7 @@ _COLOURS = {
     "light": ("#b35806", "#f1a340", "#ededf0", "#998ec3", "#542788"),
     "dark": ("#ffc77d", "#c77f28", "#2a2b33", "#7b6bc0", "#d8c8ff"),
 }
-_MIDDLE = alt.Axis(labelAngle=0, labelFlush=False, labelBound=False)
+_MIDDLE = alt.Axis(labelAngle=0, labelFlush=False, labelBound=False, labelOverlap="greedy")
 _CELLS = alt.Scale(paddingInner=0.08)
 _FRAME = {"light": "#000000", "dark": "#ffffff"}
 
@@ -46,7 +47,7 @@ def head_grid(
     exports.chart(
         grid_chart(frame, title=title, start=start, theme=theme),
         name=f"heads {title}",
-        saved=grid_chart(frame, title=title, start=picked or start, theme=theme),
+        saved=lambda: grid_chart(frame, title=title, start=picked or start, theme=theme),
         key=key,
         on_select="rerun" if on_pick is None else on_pick,
         alt=f"Grid of heads, one row a layer. {title}",
@@ -94,7 +95,7 @@ def grid_chart(
         .mark_rect(strokeWidth=2.5)
         .encode(**encodings)
         .add_params(select)
-        .properties(title=alt.Title(title, fontSize=13, anchor="start"))
+        .properties(title=alt.Title(in_lines(title, 36), fontSize=13, anchor="start"))
     )
 
 
@@ -104,7 +105,7 @@ def _colour(limit: float, theme: str) -> Any:
         "score:Q",
         title=None,
         scale=alt.Scale(domain=stops, range=list(_COLOURS[theme]), interpolate="lab"),
-        legend=alt.Legend(orient="top", gradientLength=240, gradientThickness=10, format=".2~f"),
+        legend=alt.Legend(orient="top", gradientLength=160, gradientThickness=10, format=".2~f"),
     )
 
 

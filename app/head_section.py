@@ -23,17 +23,27 @@ def show_heads(scene: Scene) -> Grid | None:
     """The grid on the left, the chosen head on the right."""
     exports.header("Which heads speak for which answer?")
     left, right = st.columns(2, gap="large")
-    grid = None
+    grid, scored = None, True
     with left, told():
-        grid = show_grid(scene)
+        grid, scored = choose_scores(scene)
+    with right:
+        selection.head_fields(scene.loaded.model.anatomy)  # the grid begins with the head of these
+    if grid is not None:
+        with left, told():
+            draw_grid(scene, grid)
+            if not scored:
+                exports.caption(
+                    f"No finished run has scored {as_text(scene.label)} yet. Scores over many "
+                    "subjects, with intervals and tests: `mnemoscope heads score`."
+                )
     with right, told():
         show_pattern(scene)
     show_strongest(scene)
     return grid
 
 
-def show_grid(scene: Scene) -> Grid | None:
-    """Source and role, then the grid."""
+def choose_scores(scene: Scene) -> tuple[Grid | None, bool]:
+    """Source and role, and the scores that they name; whether a run has scored this model."""
     model = scene.loaded.model
     found = runs_with_scores(scene.settings.runs_root, model.name)
     # A run of another model of the same name would not fit the grid.
@@ -48,24 +58,23 @@ def show_grid(scene: Scene) -> Grid | None:
         bind="query-params",
     )
     grid = run_grid(runs[source], role) if source in runs else prompt_grid(scene, role)
-    if grid is None:
-        return None
-    selection.start_with_best(grid.frame)
-    key = selection.grid_key(scene.loaded.key, scene.question, scene.answers, source, role)
+    if grid is not None:
+        selection.start_with_best(grid.frame)
+    return grid, bool(runs)
+
+
+def draw_grid(scene: Scene, grid: Grid) -> None:
+    """The grid and what its colours are."""
+    asked = scene.loaded.key, scene.question, scene.answers, grid.run_id, grid.role
+    key = selection.grid_key(*asked)
     head_grid(
         grid.frame,
         key=key,
-        title=f"{role} score, positive: speaks for the {role} answer",
+        title=f"{grid.role} score, positive: speaks for the {grid.role} answer",
         start=selection.start_of(key),
         on_pick=selection.on_pick,
     )
     exports.caption(grid_caption(grid))
-    if not runs:
-        exports.caption(
-            f"No finished run has scored {as_text(scene.label)} yet. Scores over many subjects, "
-            "with intervals and tests: `mnemoscope heads score`."
-        )
-    return grid
 
 
 def run_grid(run: RunScores, role: Role) -> Grid:
@@ -106,7 +115,6 @@ def grid_caption(grid: Grid) -> str:
 def show_pattern(scene: Scene) -> None:
     """The chosen head: whom it shares keys with, where END looks, the whole pattern."""
     anatomy = scene.loaded.model.anatomy
-    selection.head_fields(anatomy)
     names = [name for name, _ in scene.named]
     st.segmented_control(
         "Pattern", names, default=names[-1], required=True, key="pattern", bind="query-params"

@@ -1,34 +1,42 @@
-"""Fourth section: save the heads of the list as a head set, or load one."""
+"""Fourth section: keep what is changed, as a head set for `prune` or a neuron set; load a set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
+from torch import Tensor
 
+from ..data.facts.items import relation_names
 from ..models.errors import MnemoscopeError
 from ..models.types import HeadId
 from . import selection
 from .head_files import chosen_set, dry_run, heads_of, prune_command, save_as, saved_sets
+from .neuron_files import ablate_command, save_units, units_by_hand
 from .plain import as_text, told
 from .scene import Grid, Scene
 from .settings import Settings
+from .switched_cached import means_for
+from .switched_off import OFF, HeadChange, Switched
 
 
-def show_head_sets(scene: Scene, grid: Grid | None) -> None:
-    """Save the heads of the list, or load a set."""
+def show_head_sets(scene: Scene, grid: Grid | None, switched: Switched) -> None:
+    """Save the heads that are changed, or load a set."""
     st.header("Head set", anchor=False)
     left, right = st.columns(2, gap="large")
     with left:
-        save_form(scene, grid)
+        save_form(scene, grid, switched)
     with right:
         load_form(scene)
+    if switched.units:
+        show_changed_units(scene, switched)
 
 
-def save_form(scene: Scene, grid: Grid | None) -> None:
-    """Name and save; then the command that prunes by the file, and its dry run."""
-    heads = [HeadId.parse(name) for name in st.session_state.get("off", [])]
+def save_form(scene: Scene, grid: Grid | None, switched: Switched) -> None:
+    """Name and save; then the command that writes the change into a checkpoint, and its dry run."""
+    heads = switched.heads
     with st.form("save", border=False):
         name = st.text_input("File name", "my-heads", key="file_name")
         force = st.checkbox("Replace a file of this name", key="replace")
@@ -49,17 +57,54 @@ def save_form(scene: Scene, grid: Grid | None) -> None:
         )
         path = save_as(scene.settings.head_sets, name, head_set, force=force)
         st.success(as_text(f"Saved {counted(len(heads))} to {path}."))
-        show_pruning(scene.settings, scene.label, path, heads)
+        means = means_for(scene.loaded, replace(switched, units=())).heads
+        show_pruning(scene.settings, scene.label, path, heads, switched.change, means)
 
 
-def show_pruning(settings: Settings, label: str, path: Path, heads: Sequence[HeadId]) -> None:
-    """The command that prunes by a saved set, and its dry run."""
+def show_pruning(
+    settings: Settings,
+    label: str,
+    path: Path,
+    heads: Sequence[HeadId],
+    change: HeadChange = OFF,
+    means: Mapping[HeadId, Tensor] | None = None,
+) -> None:
+    """The command that writes the change of a saved set into a checkpoint, and its dry run.
+
+    Raises what `prune_command` and `dry_run` raise.
+    """
     checkpoint = settings.models[label]
-    command = prune_command(checkpoint, path, f"{label}-pruned")
+    command = prune_command(checkpoint, path, f"{label}-pruned", change)
     st.code(command, language="bash", wrap_lines=True)
-    st.caption("Run this to write a copy of the checkpoint with these heads pruned.")
+    st.caption("Run this to write a copy of the checkpoint with these heads changed for good.")
     with st.expander("Dry run: what it would change", expanded=True):
-        st.code(dry_run(checkpoint, heads), language=None, wrap_lines=True)
+        st.code(dry_run(checkpoint, heads, change, means), language=None, wrap_lines=True)
+
+
+def show_changed_units(scene: Scene, switched: Switched) -> None:
+    """Name and save the units; then the command that asks many facts without them."""
+    with st.form("save_changed_units", border=False):
+        left, right = st.columns(2)
+        name = left.text_input("File name of the units", "my-units", key="changed_units_file")
+        names = list(relation_names())
+        first = names.index("capital") if "capital" in names else 0
+        relation = right.selectbox("Relation to ask about", names, first, key="changed_units_about")
+        force = st.checkbox("Replace a file of this name", key="changed_units_replace")
+        pressed = st.form_submit_button(f"Save the units ({len(switched.units)})")
+    if not pressed:
+        return
+    with told():
+        kept = units_by_hand(scene.loaded.model, switched.units, relation)
+        path = save_units(scene.settings.neuron_sets, name, kept, force=force)
+        st.success(as_text(f"Saved {len(switched.units)} units to {path}."))
+        place, runs = scene.settings.models[scene.label], scene.settings.runs_root
+        change = switched.unit_op, switched.unit_factor
+        command = ablate_command(place, path, len(switched.units), *change, runs)
+        st.code(command, language="bash", wrap_lines=True)
+        st.caption(
+            "Units are no part of `prune`: run this to ask many facts without them, beside matched "
+            "random units."
+        )
 
 
 def load_form(scene: Scene) -> None:

@@ -18,7 +18,8 @@ from .jobs import Job, cancel_job, job_of, resume_job, start_job
 from .plain import as_text, told
 from .settings import Settings, settings_from_environment
 
-SECONDS = 1
+SECONDS, IDLE_SECONDS = 1, 3
+"""Between two readings of a job that is at work, and of one that a terminal may go on with."""
 ADDRESS = "job"
 VIEWS = Path(__file__).parent / "views"
 _COLOURS = {"finished": "green", "running": "blue", "queued": "blue", "cancelled": "gray"}
@@ -64,25 +65,35 @@ def show_job_start(settings: Settings, words: str, form: Callable[[], Callable[[
 
 
 def job_card(run_id: str) -> None:
-    """Where a run stands, read again every second while something may change by itself.
+    """Where a run stands, read again every second, or less often once it has stopped unfinished.
 
-    Nothing is raised for a run that is damaged, gone or no run at all: the card says so.
+    So a page that nobody touches sees what a terminal or another tab does with the run. Nothing is
+    raised for a run that is damaged, gone or no run at all: the card says so.
     """
     settings = settings_from_environment()
-    active = False
+    every = None
     with told():
-        active = job_of(settings, run_id).active
-    st.fragment(_show, run_every=SECONDS if active else None)(run_id, active)
+        every = _pace(job_of(settings, run_id))
+    st.fragment(_show, run_every=every)(run_id, every)
 
 
-def _show(run_id: str, watched: bool) -> None:
+def _pace(job: Job) -> int | None:
+    """How often a job is read again; None for what is final."""
+    if job.active or job.closing:
+        return SECONDS
+    return None if job.status in ("finished", "gone") else IDLE_SECONDS
+
+
+def _show(run_id: str, every: int | None) -> None:
     settings = settings_from_environment()
     with told(), st.container(border=True):
         job = job_of(settings, run_id)
-        if watched and not job.active:
+        if _pace(job) != every:  # the page around it may say something else now
             st.rerun()
         _show_state(job)
         _show_buttons(settings, job)
+        if job.record is not None:
+            st.caption(as_text(job.record.words))
         if job.log:
             with st.expander("What its process said"):
                 st.code(job.log, language=None, wrap_lines=True)
@@ -117,6 +128,8 @@ def _show_buttons(settings: Settings, job: Job) -> None:
         with told():
             resume_job(settings, job.id)
             st.rerun()
+    if job.obstacle:
+        st.caption(as_text(job.obstacle))
     verb = "cancel" if job.active else "resume" if job.may_resume else "show"
     if job.state is not None:
         command = ("mnemoscope", "runs", verb, job.id, "--runs", str(settings.runs_root))

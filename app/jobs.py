@@ -11,18 +11,20 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cli.resuming import model_of, resumable, run_config
+from ..cli.resuming import models_of, run_config, work_of
 from ..models.errors import MnemoscopeError
 from ..results.errors import RunFolderError
+from ..results.job_record import JobRecord, read_job_record
 from ..results.provenance import JSON
-from ..results.queued_runs import living_state
+from ..results.queued_runs import GRACE_SECONDS, age_of, living_state
 from ..results.run import RunFolder
 from ..results.run_folder import queue_run
+from ..results.run_inputs import read_inputs
 from ..results.run_state import RunState, RunStatus, request_cancel
 from .settings import Settings
 
@@ -41,6 +43,8 @@ class Job:
     trouble: str = ""
     log: str = ""
     """The last lines that its process said."""
+    record: JobRecord | None = None
+    """On what its last process worked, and what that took."""
 
     @property
     def id(self) -> str:
@@ -60,11 +64,33 @@ class Job:
         return self.status in (RunStatus.QUEUED, RunStatus.RUNNING)
 
     @property
+    def closing(self) -> bool:
+        """Whether it finished just now and its process has yet to say what that took."""
+        if self.status != RunStatus.FINISHED or self.state is None or not self.log:
+            return False
+        told = self.record is not None and self.record.pid == self.state.pid
+        return not told and age_of(self.state) < GRACE_SECONDS
+
+    @property
     def may_resume(self) -> bool:
         """Whether a new process could go on with it."""
+        return self._stopped and not self.obstacle
+
+    @property
+    def obstacle(self) -> str:
+        """Why an unfinished run that nobody works on cannot be gone on with by its id."""
+        try:
+            if self._stopped:
+                work_of(self.folder)
+        except RunFolderError as error:
+            return str(error)
+        return ""
+
+    @property
+    def _stopped(self) -> bool:
         ended = (RunStatus.FAILED, RunStatus.INTERRUPTED, RunStatus.CANCELLED, "damaged")
         unfinished = self.folder.partial.is_dir() and not self.folder.final.is_dir()
-        return self.status in ended and unfinished and resumable(self.id.rpartition("-")[0])
+        return self.status in ended and unfinished
 
 
 def start_job(settings: Settings, kind: str, config: Mapping[str, JSON]) -> str:
@@ -74,20 +100,17 @@ def start_job(settings: Settings, kind: str, config: Mapping[str, JSON]) -> str:
     queued or going on already is left as it is. Raises `MnemoscopeError` for a model that this
     explorer does not serve, and `RunFolderError` as `queue_run` does.
     """
-    _check_served(settings, config)
-    folder = queue_run(settings.runs_root, kind, config)
-    if not folder.final.is_dir():
-        _start_process(folder)
-    return folder.id
+    _check_served(settings, models_of(config, {}))
+    return _started(settings, kind, config)
 
 
 def resume_job(settings: Settings, run_id: str) -> None:
     """Start a process that goes on with a run, whoever started it. Raises as `start_job` does."""
     folder = folder_of(settings.runs_root, run_id)
-    kind = run_id.rpartition("-")[0]
-    if not resumable(kind):
-        raise RunFolderError(f"{run_id} cannot be resumed by id: run its own command again.")
-    start_job(settings, kind, run_config(folder))
+    config = run_config(folder)
+    work_of(folder)  # which says why it cannot be
+    _check_served(settings, models_of(config, read_inputs(folder.path)))
+    _started(settings, run_id.rpartition("-")[0], config)
 
 
 def cancel_job(settings: Settings, run_id: str) -> None:
@@ -113,7 +136,7 @@ def job_of(settings: Settings, run_id: str) -> Job:
         run_config(folder)
     except (RunFolderError, OSError) as error:  # deleted while it was read, or damaged
         return Job(folder, None, f"The run's folder is damaged: {error} {_way_out(folder)}")
-    return Job(folder, state, log=_log(folder))
+    return Job(folder, state, log=_log(folder), record=read_job_record(folder.path))
 
 
 def folder_of(root: Path, run_id: str) -> RunFolder:
@@ -126,13 +149,20 @@ def folder_of(root: Path, run_id: str) -> RunFolder:
     return RunFolder(root, run_id)
 
 
-def _check_served(settings: Settings, config: Mapping[str, JSON]) -> None:
-    model = model_of(config)
-    if model is not None and model not in settings.models.values():
-        raise MnemoscopeError(
-            f"this explorer does not serve the model {model}: start it with `mnemoscope app "
-            f"{model}`, or use `mnemoscope runs resume` in a terminal."
-        )
+def _started(settings: Settings, kind: str, config: Mapping[str, JSON]) -> str:
+    folder = queue_run(settings.runs_root, kind, config)
+    if not folder.final.is_dir():
+        _start_process(folder)
+    return folder.id
+
+
+def _check_served(settings: Settings, models: Sequence[str]) -> None:
+    for model in models:
+        if model not in settings.models.values():
+            raise MnemoscopeError(
+                f"this explorer does not serve the model {model}: start it with `mnemoscope app "
+                f"{model}`, or use `mnemoscope runs resume` in a terminal."
+            )
 
 
 def _start_process(folder: RunFolder) -> None:

@@ -99,6 +99,9 @@ def server_command(host: str, port: int) -> list[str]:
         "logger.hideWelcomeMessage": True,
         "theme.light.primaryColor": "#542788",
         "theme.dark.primaryColor": "#b2a1e6",
+        # Streamlit's faded grey has too little contrast; for other small print see page.css.
+        "theme.light.dataframeHeaderTextColor": "#595857",
+        "theme.dark.dataframeHeaderTextColor": "#c4c2bf",
     }
     # -P: modules of the folder one happens to stand in must not shadow Streamlit's own.
     command = [sys.executable, "-P", "-m", "streamlit", "run", str(SERVER)]
@@ -158,6 +161,7 @@ def announce(settings: Settings, url: str) -> None:
     console.print(f"  runs       {settings.runs_root}")
     console.print(f"  head sets  {settings.head_sets}")
     console.print(f"  unit sets  {settings.neuron_sets}")
+    console.print(f"  texts      {settings.texts}")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..interventions.path_patching import EndChain, after_blocks
+from ..interventions.end_chain import EndChain, after_blocks
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.tokens import TokenBatch

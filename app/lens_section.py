@@ -9,7 +9,7 @@ import polars
 import streamlit as st
 
 from . import cached, exports
-from .charts import CONTEXT, MEMORY, WEIGHT_COLOURS
+from .charts import CONTEXT, MEMORY, WEIGHT_COLOURS, WEIGHT_INK
 from .forecast import LONGEST_WAIT, lens_seconds
 from .lens import Lens, answer_table, lens_table
 from .plain import told
@@ -18,8 +18,6 @@ from .scene import Scene, shown_text
 FEWEST, USUAL, MOST = 2, 8, 24
 """Positions on show."""
 _ROLE = alt.Scale(domain=["memory answer", "context answer"], range=[MEMORY, CONTEXT])
-_INK = {"light": ("#ffffff", "#30343b", 0.45), "dark": ("#10131a", "#d5d9e0", 0.55)}
-"""Of texts on strong cells, on weak ones, and from what probability cells are strong."""
 
 
 def show_lens(scene: Scene) -> None:
@@ -110,7 +108,7 @@ def lens_chart(table: polars.DataFrame, theme: str = "light") -> Any:
             scale=alt.Scale(
                 domain=[0, 0.5, 1], range=list(WEIGHT_COLOURS[theme]), interpolate="lab"
             ),
-            legend=alt.Legend(orient="top", title=None, gradientLength=200, gradientThickness=10),
+            legend=alt.Legend(orient="top", title=None, gradientLength=160, gradientThickness=10),
         ),
         tooltip=[
             "layer:O",
@@ -119,7 +117,7 @@ def lens_chart(table: polars.DataFrame, theme: str = "light") -> Any:
             alt.Tooltip("probability:Q", format=".4f"),
         ],
     )
-    strong, weak, share = _INK[theme]
+    strong, weak, share = WEIGHT_INK[theme]
     texts = base.mark_text(fontSize=11).encode(
         text="shown:N",
         color=alt.condition(f"datum.probability > {share}", alt.value(strong), alt.value(weak)),

@@ -10,29 +10,30 @@ import streamlit as st
 from ..models.types import HeadId
 from ..probes.retrieval_readings import SINK
 from .atlas_maps import Atlas, Window, WindowMap, atlas, window_map
-from .cached import Loaded, kept
+from .background import made
+from .cached import OF_A_SESSION, Loaded, kept
 from .edges import Edges, top_edges
 from .forecast import Pace, measured_pace
-from .needle_trial import Asked, Mode, NeedleTrial, run_trial, step_table
+from .needle_trial import Hay, Mode, NeedleTrial, run_trial, step_table
 
 
-def _trial(_loaded: Loaded, key: str, asked: Asked) -> NeedleTrial:
-    return run_trial(_loaded.model, asked)
+def _trial(_loaded: Loaded, key: str, asked: Hay) -> NeedleTrial:
+    return made("trial", (key, asked), lambda tell: run_trial(_loaded.model, asked, tell))
 
 
-def _pace(_loaded: Loaded, key: str, asked: Asked) -> Pace:
+def _pace(_loaded: Loaded, key: str, asked: Hay) -> Pace:
     return measured_pace(_loaded.model)
 
 
-def _atlas(_found: NeedleTrial, key: str, asked: Asked, mode: Mode) -> Atlas:
-    return atlas(_found, mode)
+def _atlas(_found: NeedleTrial, key: str, asked: Hay, mode: Mode) -> Atlas:
+    return made("atlas", (key, asked, mode), lambda tell: atlas(_found, mode, tell))
 
 
 def _window(
     _loaded: Loaded,
     _found: NeedleTrial,
     key: str,
-    asked: Asked,
+    asked: Hay,
     mode: Mode,
     head: HeadId,
     window: Window,
@@ -42,24 +43,26 @@ def _window(
 
 
 def _edges(
-    _found: NeedleTrial, key: str, asked: Asked, mode: Mode, head: HeadId, without_sink: bool
+    _found: NeedleTrial, key: str, asked: Hay, mode: Mode, head: HeadId, without_sink: bool
 ) -> Edges:
     return top_edges(_found.head_scores(mode, head), sinks=SINK, without_sink=without_sink)
 
 
 def _steps(
-    _loaded: Loaded, _found: NeedleTrial, key: str, asked: Asked, mode: Mode, head: HeadId
+    _loaded: Loaded, _found: NeedleTrial, key: str, asked: Hay, mode: Mode, head: HeadId
 ) -> polars.DataFrame:
     return step_table(_loaded.model, _found, mode, head)
 
 
 # Measured anew for every trial, since a machine may be busier than it was.
-pace_of: Callable[[Loaded, str, Asked], Pace] = kept(_pace)
-# A trial holds the model's queries and keys: one at a time, by reference and never copied.
-trial_of: Callable[[Loaded, str, Asked], NeedleTrial] = st.cache_resource(
-    max_entries=1, show_spinner="Hiding the needle and asking for it …"
+pace_of: Callable[[Loaded, str, Hay], Pace] = kept(_pace)
+# A trial holds the model's queries and keys: one a session, by reference and never copied.
+_trials = st.cache_resource(
+    max_entries=1, scope="session", show_spinner="Hiding the needle and asking for it …"
 )(_trial)
-atlas_of: Callable[[NeedleTrial, str, Asked, Mode], Atlas] = kept(_atlas, 2)
+OF_A_SESSION.append(_trials.clear)
+trial_of: Callable[[Loaded, str, Hay], NeedleTrial] = _trials
+atlas_of: Callable[[NeedleTrial, str, Hay, Mode], Atlas] = kept(_atlas, 2)
 window_of: Callable[..., WindowMap] = kept(_window, 64)
 edges_of: Callable[..., Edges] = kept(_edges, 16)
 steps_of: Callable[..., polars.DataFrame] = kept(_steps, 64)

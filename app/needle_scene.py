@@ -13,18 +13,22 @@ from ..data.facts.needles import NeedleKind
 from ..models.hooked import HookedModel
 from ..models.types import HeadId
 from ..probes.retrieval_designs import TAUGHT
-from . import cached, needle_cached, selection
+from . import background, cached, exports, needle_cached, selection
 from .forecast import LONGEST_WAIT, rough_pace, trial_seconds
 from .needle_trial import (
-    DEPTHS,
     MODES,
     NEW_TOKENS,
     Asked,
+    Hay,
     Mode,
     NeedleTrial,
     lengths_for,
+    longest_text,
+    run_trial,
     score_frame,
 )
+from .own_haystack import DEPTHS, OwnText, split
+from .own_haystack_fields import choose_source, own_text
 from .settings import Settings
 
 KINDS: tuple[NeedleKind, ...] = ("literal", "non-literal")
@@ -48,12 +52,24 @@ class NeedleScene:
     settings: Settings
     label: str
     loaded: cached.Loaded
-    asked: Asked
+    asked: Hay
     found: NeedleTrial
     mode: Mode
 
     @property
-    def stamp(self) -> tuple[str, Asked, Mode]:
+    def own(self) -> OwnText | None:
+        """The text of one's own, None for a made needle."""
+        return self.asked if isinstance(self.asked, OwnText) else None
+
+    @property
+    def hay(self) -> str:
+        """The haystack in words."""
+        if isinstance(self.asked, OwnText):
+            return f"{self.found.trial.length} tokens of one's own text"
+        return f"{self.asked.length} tokens, depth {self.asked.depth + 1} of {DEPTHS}"
+
+    @property
+    def stamp(self) -> tuple[str, Hay, Mode]:
         """What results of this trial are kept by: the load, what was asked, the mode."""
         return self.loaded.key, self.asked, self.mode
 
@@ -61,12 +77,16 @@ class NeedleScene:
     def facts(self) -> dict[str, str]:
         """What is asked, for a saved view."""
         needle, asked = self.found.needle, self.asked
+        if isinstance(asked, OwnText):
+            told = {"context": asked.context, "answer": needle.answer}
+        else:
+            told = {"needle number": str(asked.seed)}
         return {
             "model": self.label,
             "needle": needle.statement,
             "question": needle.questions[self.found.trial.question],
-            "haystack": f"{asked.length} tokens, depth {asked.depth + 1} of {DEPTHS}",
-            "needle number": str(asked.seed),
+            "haystack": self.hay,
+            **told,
         }
 
     def frame(self, score: str) -> polars.DataFrame:
@@ -79,11 +99,16 @@ class NeedleScene:
 
 
 def needle_sidebar(settings: Settings) -> NeedleScene | None:
-    """Model and trial, each part of the address; None while a long trial waits for a click."""
+    """Model and trial, each part of the address; None while a long trial waits for a click, or
+    there is no text to read."""
     with st.sidebar:
         label = selection.choose_model(settings)
     loaded = cached.loaded_model(settings.models[label])
-    asked = ask_for(loaded.model)
+    source = choose_source()
+    asked = ask_for(loaded.model) if source == "made" else own_text(settings, source)
+    if asked is None:
+        exports.info("No text to read yet: choose a file on the left, or paste one.")
+        return None
     with st.sidebar:
         mode: Mode = st.segmented_control(
             "Rows of",
@@ -97,8 +122,8 @@ def needle_sidebar(settings: Settings) -> NeedleScene | None:
         )
     if not may_run(loaded, asked):
         return None
-    with loaded.model.lock:
-        found = needle_cached.trial_of(loaded, loaded.key, asked)
+    # Without the lock: another thread may be at the trial, and takes it for each of its passes.
+    found = needle_cached.trial_of(loaded, loaded.key, asked)
     return NeedleScene(settings, label, loaded, asked, found, mode)
 
 
@@ -154,24 +179,35 @@ def ask_for(model: HookedModel) -> Asked:
     return Asked(length, depth - 1, kind, topic, int(seed), rival)
 
 
-def may_run(loaded: cached.Loaded, asked: Asked) -> bool:
-    """Whether the trial is short, was run, or is asked for by a click."""
+def may_run(loaded: cached.Loaded, asked: Hay) -> bool:
+    """Whether the trial is short, or was asked for by a click and is over.
+
+    Raises `PromptError` for a text of one's own that is empty or too long.
+    """
+    if isinstance(asked, OwnText):
+        length = len(split(loaded.model, asked, longest_text(loaded.model)).ids)
+    else:
+        length = asked.length
     # The haystack, and the question with its answers behind it; both are answered step by step.
-    tokens, steps = asked.length + 8 * NEW_TOKENS, 2 * NEW_TOKENS
-    trial = (loaded.key, asked)
-    rough = trial_seconds(loaded.model, rough_pace(loaded.model), tokens, steps)
-    if st.session_state.get("asked") == trial or rough <= LONGEST_WAIT * SURELY_SHORT:
-        return True
-    with st.spinner("Seeing how fast this machine is now …"):
-        pace = needle_cached.pace_of(loaded, loaded.key, asked)
-    seconds = trial_seconds(loaded.model, pace, tokens, steps)
-    if seconds <= LONGEST_WAIT:
-        return True
-    st.info("A long haystack on this machine: the trial waits for a click.")
-    if not st.button(f"Run the trial (about {seconds:.0f} s at the present pace)", type="primary"):
-        return False
-    st.session_state["asked"] = trial
-    return True
+    tokens, steps = length + 8 * NEW_TOKENS, 2 * NEW_TOKENS
+
+    def seconds() -> float:
+        rough = trial_seconds(loaded.model, rough_pace(loaded.model), tokens, steps)
+        if rough <= LONGEST_WAIT * SURELY_SHORT:
+            return rough
+        with st.spinner("Seeing how fast this machine is now …"):
+            pace = needle_cached.pace_of(loaded, loaded.key, asked)
+        return trial_seconds(loaded.model, pace, tokens, steps)
+
+    return background.ready(
+        "trial",
+        (loaded.key, asked),
+        seconds,
+        lambda tell: run_trial(loaded.model, asked, tell),
+        label="Run the trial",
+        words="Hiding the needle and asking for it",
+        hint="A long haystack on this machine: the trial waits for a click.",
+    )
 
 
 def forget_unless(key: str, options: object) -> None:

@@ -13,6 +13,7 @@ from .head_grid import head_grid
 from .needle_charts import strip_chart, strip_table
 from .needle_scene import SPAN_COLOURS, NeedleScene
 from .needle_trial import NEW_TOKENS, SCORES, answer_weights
+from .own_haystack import times_told
 from .patterns import sharing
 from .plain import as_text, told
 
@@ -28,10 +29,7 @@ def show_trial(scene: NeedleScene) -> None:
     found, trial = scene.found, scene.found.trial
     left, right = st.columns(2, gap="large")
     with left:
-        exports.caption(
-            f"Hidden at tokens {trial.needle.start} to {trial.needle.stop} of {trial.length}, "
-            f"behind {trial.depth:.0%} of the filler:"
-        )
+        exports.caption(_where(scene))
         exports.quote(found.needle.statement)
         for rival in found.design.rivals(trial):
             exports.caption("Beside it stands the rival:")
@@ -52,6 +50,20 @@ def show_trial(scene: NeedleScene) -> None:
             f"{float(scores.own_choice[0]):.0%} of them its first choice is the token that follows."
             " Forced rows are defined where the model fails too; free rows are what happened."
         )
+
+
+def _where(scene: NeedleScene) -> str:
+    """Where the needle stands, in words."""
+    needle, trial = scene.found.needle, scene.found.trial
+    tokens = f"at tokens {trial.needle.start} to {trial.needle.stop} of {trial.length}"
+    if scene.own is None:
+        return f"Hidden {tokens}, behind {trial.depth:.0%} of the filler:"
+    times = times_told(scene.own, needle.answer)
+    others = "" if times == 1 else f" (the first of {times} places that say it)"
+    return (
+        f"The needle: the sentence of your text that says “{as_text(needle.answer)}”{others}, "
+        f"{tokens}:"
+    )
 
 
 def show_readers(scene: NeedleScene) -> str:
@@ -85,7 +97,7 @@ def show_grid(scene: NeedleScene, score: str, frame: polars.DataFrame) -> None:
     if frame["score"].is_null().all():
         exports.info(
             "This score does not apply here: no row predicts what it asks for, or nothing of the "
-            "kind is in the haystack."
+            "kind is in the haystack. Choose another score, or another needle on the left."
         )
     exports.caption(
         f"{words.capitalize()}. One trial: no interval, nothing is tested. Blank: the head cannot "

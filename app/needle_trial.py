@@ -30,9 +30,12 @@ from ..probes.retrieval_readings import (
     read_question,
 )
 from .answers import token_label
+from .background import Tell, silent
+from .own_haystack import DEPTHS, OwnText, own_design
 
 NEW_TOKENS = 16
-DEPTHS = 5
+CHUNK = 1024
+"""Tokens of the haystack between two words about progress."""
 MOST_BYTES = 2**30
 """Of queries and keys that one trial may keep."""
 
@@ -61,6 +64,10 @@ class Asked:
     topic: str | None
     seed: int
     rival: bool
+
+
+Hay = Asked | OwnText
+"""A made needle in a made haystack, or a text of somebody's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +146,19 @@ def lengths_for(model: HookedModel) -> tuple[int, ...]:
     return tuple(fitting)
 
 
-def trial_design(model: HookedModel, asked: Asked) -> tuple[NeedleDesign, Trial]:
-    """The design and the trial whose needle stands at the asked depth.
+def longest_text(model: HookedModel) -> int:
+    """Tokens of context and prompt of one's own that fit the same."""
+    room = (model.anatomy.max_context or 2**15) - NEW_TOKENS
+    return min(room, MOST_BYTES // held_bytes(model, 1))
+
+
+def trial_design(model: HookedModel, asked: Hay) -> tuple[NeedleDesign, Trial]:
+    """The design and the trial whose needle stands at the asked depth, or in one's own text.
 
     Raises `MnemoscopeError` for what does not fit the model.
     """
+    if isinstance(asked, OwnText):
+        return own_design(model, asked, longest_text(model))
     design = design_for(
         model,
         lengths=(asked.length,),
@@ -159,20 +174,30 @@ def trial_design(model: HookedModel, asked: Asked) -> tuple[NeedleDesign, Trial]
     return design, next(trial for trial in design.trials if trial.stratum == asked.depth)
 
 
-def run_trial(model: HookedModel, asked: Asked) -> NeedleTrial:
+def run_trial(model: HookedModel, asked: Hay, tell: Tell = silent) -> NeedleTrial:
     """Prefill, ask freely, replay with the gold answer and with the model's own.
+
+    `tell` hears how far it is, and may end it by raising.
 
     Memory: `held_bytes` for queries and keys, the result's only large part. Raises
     `MnemoscopeError` for what does not fit the model.
     """
     design, trial = trial_design(model, asked)
+    ids = design.haystacks[trial.haystack].ids
+    haystack = None
     with hold_scores(model) as held:
-        haystack = model.prefill(design.haystacks[trial.haystack].ids)
+        for first in range(0, len(ids), CHUNK):
+            tell(0.7 * first / len(ids), f"token {first} of {len(ids)}")
+            haystack = model.prefill(ids[first : first + CHUNK], before=haystack)
+    assert haystack is not None
+    tell(0.7, "asking")
     new = model.greedy_from(haystack, trial.question_ids, NEW_TOKENS)
     said = model.text_tokenizer.decode(new)
     alone = model.generate(model.batch([design.control(trial)]), NEW_TOKENS)[0]
     needle = design.needle(trial.needle_id)
+    tell(0.8, "reading the gold answer")
     forced, question = _follow(model, haystack, ask(design, trial, trial.answer_ids))
+    tell(0.9, "reading the model's own answer")
     begun = heard(new, trial.answer_ids)
     whole = begun is not None and begun[1] - begun[0] == len(trial.answer_ids)
     spoken = new[: begun[1]] if begun is not None and whole else new

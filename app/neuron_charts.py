@@ -8,16 +8,13 @@ from typing import Any
 import altair as alt
 import polars
 
-from .charts import OTHER, token_bars
+from .charts import OTHER, WEIGHT_COLOURS, WEIGHT_INK, token_bars
 from .neuron_runs import FOUND_BY, JUDGED_ON, NOT_ABOUT_IT
 
 FIRST = "said unchanged"
 _BLUE, _GREEN = "#0072B2", "#009E73"
 _GROUPS = alt.Scale(domain=[FOUND_BY, JUDGED_ON, NOT_ABOUT_IT], range=[_BLUE, _GREEN, OTHER])
 _TOKENS = alt.Scale(domain=[FIRST, "other"], range=[_BLUE, OTHER])
-_COUNTS = {"light": ("#f4f7fb", "#6baed6", "#08306b"), "dark": ("#1f232b", "#2f7fb8", "#e3f2ff")}
-_INK = {"light": ("#ffffff", "#30343b", 0.65), "dark": ("#10131a", "#d5d9e0", 0.45)}
-"""Of numbers on strong cells, on weak ones, and from what share of the maximum cells are strong."""
 _MIDDLE = alt.Axis(labelAngle=0, labelFlush=False, labelBound=False, labelLimit=180)
 _UNIT = alt.Scale(domain=[0, 1])
 
@@ -25,7 +22,7 @@ _UNIT = alt.Scale(domain=[0, 1])
 def layer_chart(table: polars.DataFrame, theme: str = "light") -> Any:
     """Relations down, layers across; colour and number say how many units lie there."""
     most = max(1, *table["units"].to_list())
-    colours = list(_COUNTS[theme])
+    colours = list(WEIGHT_COLOURS[theme])
     base = alt.Chart(table, height=alt.Step(28)).encode(
         x=alt.X("layer:O", title="layer", axis=_MIDDLE),
         y=alt.Y("relation:N", sort=None, title=None, axis=_MIDDLE),
@@ -39,7 +36,7 @@ def layer_chart(table: polars.DataFrame, theme: str = "light") -> Any:
         ),
         tooltip=["relation:N", "layer:O", "units:Q", "up:Q", "down:Q"],
     )
-    strong, weak, share = _INK[theme]
+    strong, weak, share = WEIGHT_INK[theme]
     numbers = (
         base.transform_filter("datum.units > 0")
         .mark_text()

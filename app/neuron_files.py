@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..models.errors import MnemoscopeError
+from ..models.hooked import HookedModel
 from ..models.types import NeuronId
-from ..results.neuron_set import NeuronSet, save_neuron_set
+from ..results.neuron_set import NeuronScore, NeuronSet, save_neuron_set
 from .head_files import plain_path
 from .neuron_switched import Change
 
@@ -22,6 +23,23 @@ def part_of(whole: NeuronSet, units: Sequence[NeuronId]) -> NeuronSet:
     if not scored:
         raise MnemoscopeError("no units are chosen: choose one at least.")
     return replace(whole, neurons=scored)
+
+
+def units_by_hand(model: HookedModel, units: Sequence[NeuronId], relation: str) -> NeuronSet:
+    """Units that somebody named, without scores, under a relation's name as `neurons ablate` reads
+    it. Raises `MnemoscopeError` when none is chosen."""
+    wide = model.anatomy.d_mlp
+    if not units or wide is None:
+        raise MnemoscopeError("no units are chosen: name one at least.")
+    return NeuronSet(
+        name=relation,
+        model_id=model.name,
+        n_layers=model.anatomy.n_layers,
+        d_mlp=wide,
+        method="chosen by hand in the explorer",
+        run_id=None,
+        neurons=tuple(NeuronScore(unit, 0.0, "chosen") for unit in units),
+    )
 
 
 def save_units(folder: Path, file_name: str, neuron_set: NeuronSet, *, force: bool) -> Path:

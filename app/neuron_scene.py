@@ -62,7 +62,7 @@ def neuron_sidebar(settings: Settings) -> NeuronScene | None:
         if run.config.get("weights_sha256") != loaded.model.weights_sha256:
             st.warning(
                 "This run measured other weights, or other number types, than the model that is "
-                "loaded: its units may be different ones here."
+                "loaded: its units may be different ones here. Choose another run, or search again."
             )
     return NeuronScene(settings, label, loaded, run, f"{info.folder} {info.updated}", relation)
 

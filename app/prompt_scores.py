@@ -16,7 +16,8 @@ from __future__ import annotations
 import polars
 import torch
 
-from ..interventions.path_patching import EndChain, direct_effects, end_states
+from ..interventions.end_chain import EndChain
+from ..interventions.path_patching import direct_effects, end_states
 from ..models.errors import MnemoscopeError
 from ..probes.conflict_heads import Role
 

@@ -47,6 +47,12 @@ def head_vis_tree(
             "model_name": model.name,
             "weights_sha256": model.weights_sha256,
             "sources": [one.source for one in roles],
+            # Neuronpedia's loaders refuse a tree without these.
+            "dataset_name": "none",
+            "n_sequences": 0,
+            "seq_len": 0,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attn_implementation": "none",
         },
     )
     return with_attention(tree, model, texts) if texts else tree
@@ -77,7 +83,6 @@ def with_attention(tree: HeadVisTree, model: HookedModel, texts: int) -> HeadVis
             "dataset_name": "mnemoscope neutral passages",
             "n_sequences": len(passages),
             "seq_len": longest,
-            "dtype": str(model.dtype).removeprefix("torch."),
             "attn_implementation": "rows of post-rotary queries and keys",
         },
     )

@@ -45,7 +45,7 @@ def role_map(
     exports.chart(
         role_chart(roles, masks, chosen, start=start, theme=theme),
         name="heads by role",
-        saved=role_chart(roles, masks, chosen, start=picked or start, theme=theme),
+        saved=lambda: role_chart(roles, masks, chosen, start=picked or start, theme=theme),
         key=key,
         on_select=on_pick,
         alt=map_alt(roles, masks, chosen),

@@ -51,7 +51,19 @@ def show_expression(scene: RoleScene) -> Chosen | None:
 
 
 def show_map(scene: RoleScene, chosen: Chosen | None) -> None:
-    """The map of all roles or of one score on the left, the clicked head on the right."""
+    """The map of all roles or of one score, and the clicked head, in a fragment of their own: a
+    click changes nothing else."""
+    st.fragment(show_map_and_head)(scene, chosen)
+
+
+def show_map_and_head(scene: RoleScene, chosen: Chosen | None) -> None:
+    """The map on the left, the clicked head on the right, with their own errors."""
+    with exports.section("map"), told():
+        show_both(scene, chosen)
+
+
+def show_both(scene: RoleScene, chosen: Chosen | None) -> None:
+    """Which map, then map and head."""
     mask = scene.none if chosen is None else chosen.mask
     shown = st.segmented_control(
         "Map of",

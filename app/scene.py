@@ -11,7 +11,9 @@ from ..probes.conflict_heads import Role
 from . import cached, selection
 from .answers import Answers, Question, first_ids
 from .settings import Settings
-from .switched_off import OFF, HeadChange, Reading
+from .switched_cached import readings_of
+from .switched_off import NOTHING, Switched
+from .switched_readings import Reading
 
 PROMPT, CONTEXT = "The capital of France is", "The capital of France is Rome."
 WITHOUT, WITH = "without context", "with context"
@@ -89,18 +91,17 @@ def sidebar(settings: Settings, prefix: str = "") -> tuple[str, Question, tuple[
     return label, Question(prompt, context), (memory, claimed)
 
 
-def reading(scene: Scene, heads: tuple[str, ...], change: HeadChange = OFF) -> tuple[Reading, ...]:
-    """Answers and probabilities with these heads changed; none changed when there are none."""
+def reading(scene: Scene, switched: Switched = NOTHING) -> tuple[Reading, ...]:
+    """Answers and probabilities with this change; of the model as it is without one."""
     question, answers = scene.question, scene.answers
-    return cached.readings_of(
+    return readings_of(
         scene.loaded,
         scene.loaded.key,
         question.prompt,
         question.context,
         answers.memory,
         answers.context,
-        heads,
-        change,
+        switched,
     )
 
 

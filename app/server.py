@@ -14,6 +14,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ import streamlit as st
 from mnemoscope.app.settings import settings_from_environment
 from mnemoscope.results.queued_runs import settle_runs
 from starlette.middleware import Middleware
+
+# Altair and Narwhals take tables' libraries from `sys.modules`, even half imported ones: two people
+# who come first at the same moment must find them there whole.
+for library in ("numpy", "pyarrow", "pandas", "polars", "altair"):
+    import_module(library)
 
 LOOPBACK = ("127.0.0.1", "localhost")
 

@@ -35,6 +35,11 @@ class Settings:
         return self.runs_root.with_name("indexes")
 
     @property
+    def texts(self) -> Path:
+        """Where texts of one's own are looked for, beside the runs folder."""
+        return self.runs_root.with_name("texts")
+
+    @property
     def neuron_sets(self) -> Path:
         """The folder of saved neuron sets, beside that of the head sets."""
         return self.head_sets.with_name("neuron-sets")

@@ -1,84 +1,69 @@
-"""Third section: heads, or edges into them, switched off; answers before and after; controls."""
+"""Third section: heads, edges into them or units changed; answers before and after; controls."""
 
 from __future__ import annotations
 
 import streamlit as st
 
 from ..models.types import HeadId
-from . import cached, exports, selection
+from . import cached, exports
 from .answers import token_label
+from .change_section import choose_heads, choose_op, choose_units
 from .charts import before_after_chart
+from .fact_rates_section import show_rates
 from .forecast import LONGEST_WAIT, control_seconds
 from .plain import told
 from .scene import Scene, reading, shown_text
-from .switched_off import (
+from .switched_cached import control_of
+from .switched_off import OF_TOKENS, HeadChange, Switched
+from .switched_readings import (
     CONTROL_DRAWS,
     FEWER_DRAWS,
-    OFF,
-    OPS,
     Control,
-    HeadChange,
-    Op,
     Reading,
     no_better_than_random,
 )
 
-HIDE: Op = "hide tokens"
 
+def show_switch(scene: Scene) -> Switched:
+    """Choose what is changed; answers before and after, beside a control; rates over many facts.
 
-def show_switch(scene: Scene) -> None:
-    """Choose heads and a change; the answers before and after, beside a control."""
-    exports.header("Switch heads or edges off")
-    every = [str(head) for head in scene.loaded.model.anatomy.all_heads()]
-    left, right = st.columns(2)
-    heads = left.multiselect(
-        "Heads",
-        every,
-        key="off",
-        bind="query-params",
-        on_change=selection.on_list_edited,
-        placeholder="click cells of the grid, or choose here",
-    )
-    left.toggle("The list follows the grid", True, key="follow")
+    Returns the change."""
+    exports.header("Switch heads, edges or units off")
+    left, right = st.columns([2, 3], gap="medium")
+    with left:
+        heads = choose_heads(scene.loaded.model)
     with right:
-        change = choose_change(scene, tuple(heads))
-    if not heads:
-        exports.info("No head is chosen: click a cell of the grid to switch that head off.")
-        return
-    with told():
-        show_change(scene, tuple(heads), change)
-
-
-def choose_change(scene: Scene, heads: tuple[str, ...]) -> HeadChange:
-    """What becomes of the heads, part of the address."""
-    op: Op = st.segmented_control(
-        "Edit",
-        OPS,
-        default="zero",
-        required=True,
-        key="mode",
-        bind="query-params",
-        help="zero: the heads put out nothing. mean: their mean on neutral text. scale: what they "
-        "do, times a factor. hide tokens: edges off, the heads no longer see the chosen tokens.",
-    )
-    if op == "scale":
-        return HeadChange(
-            op, st.slider("Factor", -2.0, 3.0, 0.5, 0.1, key="factor", bind="query-params")
+        change = choose_change(scene, heads)
+    switched = Switched(heads, change, *choose_units(scene.loaded.model))
+    if switched.nothing:
+        exports.info(
+            "Nothing is changed: click a cell of the grid to switch that head off, or name units."
         )
-    if op != HIDE:
-        return HeadChange(op)
+        return switched
+    with told():
+        show_change(scene, switched)
+    with told():
+        show_rates(scene, switched)
+    return switched
+
+
+def choose_change(scene: Scene, heads: tuple[HeadId, ...]) -> HeadChange:
+    """What becomes of the heads, part of the address."""
+    op, factor = choose_op()
+    if op not in OF_TOKENS:
+        return HeadChange(op, factor)
     name, text = shown_text(scene)
     labels = token_labels(scene, text)
     start_hidden(scene, heads, text, labels)
     hidden = st.multiselect(
-        f"Tokens hidden from them, {name}",
+        f"Edges to these tokens, {name}",
         labels,
         key="hidden",
         bind="query-params",
         placeholder="choose tokens of the text",
     )
     number = [name for name, _ in scene.named].index(name)
-    return HeadChange(op, hidden=tuple(sorted(map(labels.index, hidden))), text=number)
+    return HeadChange(op, factor, tuple(sorted(map(labels.index, hidden))), number)
 
 
 def token_labels(scene: Scene, text: str) -> list[str]:
@@ -88,76 +73,86 @@ def token_labels(scene: Scene, text: str) -> list[str]:
     return [f"{i} {token_label(piece)}" for i, piece in enumerate(pieces)]
 
 
-def start_hidden(scene: Scene, heads: tuple[str, ...], text: str, labels: list[str]) -> None:
+def start_hidden(scene: Scene, heads: tuple[HeadId, ...], text: str, labels: list[str]) -> None:
     """Begin with the token that END reads most in the first of the heads, the sink and END itself
     left out; forget tokens of another text."""
     state = st.session_state
     if "hidden" in state:
         state["hidden"] = [label for label in state["hidden"] if label in labels]
     elif "hidden" not in st.query_params and heads and len(labels) > 2:
-        head = HeadId.parse(heads[0])
-        found = cached.pattern_of_head(scene.loaded, scene.loaded.key, text, head.layer, head.head)
+        layer, head = heads[0].layer, heads[0].head
+        found = cached.pattern_of_head(scene.loaded, scene.loaded.key, text, layer, head)
         state["hidden"] = [labels[1 + int(found.end_row[1:-1].argmax())]]
 
 
-def show_change(scene: Scene, heads: tuple[str, ...], change: HeadChange) -> None:
+def show_change(scene: Scene, switched: Switched) -> None:
     """Before and after for each text, then the same change of what should not matter."""
-    if change.op == HIDE and not change.hidden:
-        exports.info("No token is chosen: choose one to hide it from the heads of the list.")
+    if switched.of_tokens and not switched.change.hidden:
+        exports.info("No token is chosen: choose one to change what the heads of the list see.")
         return
     with st.spinner("Asking again …"):
-        before, after = reading(scene, ()), reading(scene, heads, change)
-    drawn = random_heads(scene, heads, change)
-    what = "other tokens" if change.op == HIDE else "random heads"
-    touched = [i for i in range(len(scene.named)) if change.op != HIDE or i == change.text]
+        before, after = reading(scene), reading(scene, switched)
+    drawn = random_changes_of(scene, switched)
+    what = compared_with(switched)
+    touched = [i for i in range(len(scene.named)) if switched.holds_in(i)]
     for i, (column, (name, _)) in enumerate(
         zip(st.columns(2, gap="large"), scene.named, strict=False)
     ):
         with column:
             show_one_change(name, before[i], after[i], drawn if i in touched else None, i, what)
             if i not in touched:
-                exports.caption("Nothing is hidden here: choose the other pattern above.")
+                exports.caption("Nothing is changed here: choose the other pattern above.")
     if drawn is not None:
         note = f" Matching: {drawn.note}." if drawn.note else ""
         exports.caption(
             "Bars: probability of each answer's first token before and after. Grey: range of "
-            f"{control_words(change, len(drawn.contrast[0]))}; a set that does nothing special "
+            f"{control_words(switched, len(drawn.contrast[0]))}; a set that does nothing special "
             f"falls outside it in {drawn.chance_outside:.0%} of cases.{note}"
         )
 
 
-def control_words(change: HeadChange, draws: int) -> str:
+def compared_with(switched: Switched) -> str:
+    """What the change is held against, in two words."""
+    if switched.of_tokens:
+        return "other tokens"
+    if switched.heads and switched.units:
+        return "random heads and units"
+    return "random heads" if switched.heads else "random units"
+
+
+def control_words(switched: Switched, draws: int) -> str:
     """What the change is held against."""
-    if change.op == HIDE:
-        return f"the same heads without as many other tokens, {draws} random sets"
-    return (
-        f"the same edit on {draws} sets of random heads of the same layers with similar output "
-        "norms"
-    )
+    parts = []
+    if switched.of_tokens:
+        parts.append("the same heads and as many other tokens")
+    elif switched.heads:
+        parts.append("random heads of the same layers with similar output norms")
+    if switched.units:
+        parts.append("random units of the same layers that write as much on neutral text")
+    return f"the same change of {draws} sets of {' and '.join(parts)}"
 
 
-def random_heads(scene: Scene, heads: tuple[str, ...], change: HeadChange = OFF) -> Control | None:
+def random_changes_of(scene: Scene, switched: Switched) -> Control | None:
     """The control, or None where it fails (the reason is shown) or waits for a click."""
     model, question, answers = scene.loaded.model, scene.question, scene.answers
     draws = CONTROL_DRAWS
     if control_seconds(model, question, draws) > LONGEST_WAIT:
         draws = FEWER_DRAWS
     seconds = control_seconds(model, question, draws)
-    what = "tokens" if change.op == HIDE else "heads"
+    what = compared_with(switched)
     if seconds > LONGEST_WAIT and not st.button(
-        f"Compare with {draws} sets of random {what} (about {seconds:.0f} s)"
+        f"Compare with {draws} sets of {what} (about {seconds:.0f} s)"
     ):
         return None
-    with told(), st.spinner(f"The same with {draws} sets of random {what} …"):
-        return cached.control_of(
+    with told(), st.spinner(f"The same with {draws} sets of {what} …"):
+        return control_of(
             scene.loaded,
             scene.loaded.key,
             question.prompt,
             question.context,
             answers.memory,
             answers.context,
-            heads,
-            change,
+            switched,
             draws,
         )
     return None
@@ -189,9 +184,9 @@ def show_one_change(
 
 
 def show_verdict(inside: bool, span: list[float], what: str = "random heads") -> None:
-    """The badge: inside the range of the control, or outside it."""
-    words = f"{what}: {min(span):+.3f} to {max(span):+.3f}"
+    """The badge, inside the range of the control or outside it, and the range."""
     if inside:
-        exports.badge(f"not better than random ({words})", color="gray")
+        exports.badge("not better than random", color="gray")
     else:
-        exports.badge(f"outside the random range ({words})", color="green")
+        exports.badge("outside the random range", color="green")
+    exports.caption(f"The same with {what}: {min(span):+.3f} to {max(span):+.3f}.")

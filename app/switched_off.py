@@ -1,77 +1,95 @@
-"""What happens to the answer when heads, or what they read, are switched off or changed.
+"""What is changed in a model to see what it does: heads, edges into heads, MLP units. Data only.
 
-Heads are zeroed, set to their mean, scaled, or blinded for some tokens (edges off); beside each
-change stands the same change of random heads, or of other tokens.
+Heads are zeroed, set to their mean or scaled. Edges are what a head reads: those to chosen tokens
+are cut or scaled, or all of a head's edges get the same weight, their mean. Units are zeroed, set
+to their mean or scaled. All of a `Switched` holds at once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..interventions.head_ablation import AnyEdit, ablation_edits
+from ..interventions.neuron_ablation import neuron_edits, values_at
+from ..models.anatomy import Anatomy
+from ..models.attention_edits import reweigh, uniform
 from ..models.edits import scale
 from ..models.errors import MnemoscopeError
-from ..models.hooked import HookedModel
-from ..models.types import HeadId, Site, TokenSpan
-from ..results.controls import MatchedHeads, matched_random_heads
-from ..results.errors import StatisticsError
-from .answers import NEW_TOKENS, Answers, Question, first_ids
+from ..models.types import HeadId, NeuronId, TokenSpan
+from .neuron_switched import Change as UnitOp
 
-Op = Literal["zero", "mean", "scale", "hide tokens"]
-OPS: tuple[Op, ...] = ("zero", "mean", "scale", "hide tokens")
-CONTROL_DRAWS = 20
-FEWER_DRAWS = 5
-"""Where 20 draws would take too long to wait for."""
+Op = Literal["zero", "mean", "scale", "edges off", "edges mean", "edges scale"]
+OPS: tuple[Op, ...] = ("zero", "mean", "scale", "edges off", "edges mean", "edges scale")
+OF_TOKENS: tuple[Op, ...] = ("edges off", "edges scale")
+"""Operations on the edges to chosen tokens of one text."""
+_UNIT = re.compile(r"L?(\d+)[.:]N?(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class HeadChange:
     """What becomes of heads. zero: they put out nothing; mean: their mean on neutral text; scale:
-    `factor` times what they do; hide tokens: they cannot see the tokens at the positions `hidden`
-    of the question's text number `text`, all else is as it was."""
+    `factor` times what they do. edges off: they cannot see the tokens at the positions `hidden` of
+    the question's text number `text`, all else is as it was; edges scale: what they see of these
+    tokens weighs `factor` times as much before the weights are made to sum to 1 again; edges mean:
+    they see all tokens alike."""
 
     op: Op = "zero"
     factor: float = 0.0
     hidden: tuple[int, ...] = ()
     text: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises `MnemoscopeError` for an unknown operation."""
+        if self.op not in OPS:
+            raise MnemoscopeError(f"a change knows no {self.op!r}: use {', '.join(OPS)}.")
+
 
 OFF = HeadChange()
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One text under one edit: `said` greedily, each role's first-token probability, and the
-    `contrast` in natural logs: log P(memory) - log P(context), or log P of the only answer."""
+class Switched:
+    """Everything that is changed at once: heads in one way, units in one way."""
 
-    said: str
-    probability: dict[str, float]
-    contrast: float | None
-
-
-@dataclass(frozen=True)
-class Control:
-    """The same change of random heads, or of other tokens: the contrasts of each text, one a draw,
-    and probabilities by role; `different` counts the different sets among the draws, `note`
-    says where matching fell short."""
-
-    contrast: tuple[tuple[float, ...], ...]
-    probability: tuple[dict[str, tuple[float, ...]], ...]
-    different: int
-    note: str
+    heads: tuple[HeadId, ...] = ()
+    change: HeadChange = OFF
+    units: tuple[NeuronId, ...] = ()
+    unit_op: UnitOp = "zero"
+    unit_factor: float = 0.0
 
     @property
-    def chance_outside(self) -> float:
-        """How often one more such set would fall outside the range of these: 2 / (n + 1)."""
-        return 2 / (self.different + 1)
+    def nothing(self) -> bool:
+        """Whether the model is left as it is."""
+        return not self.heads and not self.units
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether heads lose edges to tokens of one text."""
+        return bool(self.heads) and self.change.op in OF_TOKENS
+
+    def holds_in(self, text: int) -> bool:
+        """Whether anything is changed in the question's text of this number."""
+        return bool(self.units) or (bool(self.heads) and self._heads_in(text))
+
+    def _heads_in(self, text: int) -> bool:
+        return self.change.op not in OF_TOKENS or self.change.text == text
+
+
+NOTHING = Switched()
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """What "mean" writes: each head's mean output, and each unit's mean, on neutral text."""
+
+    heads: Mapping[HeadId, Float[Tensor, " d_v"]] | None = None
+    units: Float[Tensor, "layer unit"] | None = None
 
 
 def edits_of(
@@ -79,159 +97,55 @@ def edits_of(
     heads: Sequence[HeadId],
     means: Mapping[HeadId, Float[Tensor, " d_v"]] | None = None,
 ) -> tuple[AnyEdit, ...]:
-    """The change as edits; prompt and answer alike. `means` are what "mean" writes.
+    """The change of heads as edits; prompt and answer alike. `means` are what "mean" writes.
 
     Raises `MnemoscopeError` where a change lacks what it needs.
     """
     if change.op == "scale":
         return (scale(heads, change.factor),)
-    if change.op == "hide tokens":
+    if change.op == "edges mean":
+        return (uniform(heads),)
+    if change.op in OF_TOKENS:
         if not change.hidden:
-            raise MnemoscopeError("no token is hidden yet: choose at least one.")
+            raise MnemoscopeError("no token is chosen yet: choose at least one.")
         spans = [TokenSpan(key, key + 1) for key in change.hidden]
+        if change.op == "edges scale":
+            return (reweigh(heads, spans, change.factor),)
         return ablation_edits("knock_out", heads, spans=spans)
-    return ablation_edits(change.op, heads, values=means if change.op == "mean" else None)
+    mode: Literal["zero", "mean"] = "mean" if change.op == "mean" else "zero"
+    return ablation_edits(mode, heads, values=means if mode == "mean" else None)
 
 
-def readings(
-    model: HookedModel,
-    question: Question,
-    answers: Answers,
-    edits: Sequence[AnyEdit] = (),
-    *,
-    only: int | None = None,
-) -> tuple[Reading, ...]:
-    """Answer and probabilities for each text of the question, with the edits in force; with `only`
-    they hold in the text of this number."""
-    if only is None:
-        with _in_force(model, edits):
-            said = model.continuations(question.texts, NEW_TOKENS)
-    else:
-        said = []
-        for i, text in enumerate(question.texts):
-            with _in_force(model, edits if i == only else ()):
-                said += model.continuations([text], NEW_TOKENS)
-    log_p = _end_log_probs(model, question, edits, only)
-    per_text = _measured(model, question, answers, log_p)
-    return tuple(
-        Reading(text, probability, contrast)
-        for text, (probability, contrast) in zip(said, per_text, strict=True)
-    )
+def edits_in(switched: Switched, text: int, means: Means) -> tuple[AnyEdit, ...]:
+    """All that holds in the question's text of this number. Raises as `edits_of`."""
+    edits: tuple[AnyEdit, ...] = ()
+    if switched.heads and switched._heads_in(text):
+        edits = edits_of(switched.change, switched.heads, means.heads)
+    if switched.units:
+        values = None
+        if switched.unit_op == "mean":
+            if means.units is None:
+                raise MnemoscopeError("the means of the units are unknown: measure them first.")
+            values = values_at(means.units, switched.units)
+        factor = switched.unit_factor
+        edits += neuron_edits(switched.units, switched.unit_op, factor=factor, values=values)
+    return edits
 
 
-def control(
-    model: HookedModel,
-    question: Question,
-    answers: Answers,
-    heads: Sequence[HeadId],
-    change: HeadChange = OFF,
-    means: Mapping[HeadId, Float[Tensor, " d_v"]] | None = None,
-    *,
-    draws: int = CONTROL_DRAWS,
-    seed: int = 0,
-) -> Control:
-    """The same change of what should not matter: of random heads of the same layers with similar
-    output norms on these texts, or, where tokens are hidden, of as many other tokens.
+def parse_units(text: str, anatomy: Anatomy) -> tuple[NeuronId, ...]:
+    """Units such as `L3.N17, 5.2`, each once, in the order of the text; empty for no text.
 
-    Raises `StatisticsError` when too few heads or tokens are left to draw from.
+    Raises `MnemoscopeError` for what is no unit, `UnitOutOfRangeError` for one that is not there.
     """
-    if change.op == "hide tokens":
-        hidden = other_tokens(model, question, change, draws=draws, seed=seed)
-        sets = [edits_of(replace(change, hidden=keys), heads) for keys in hidden]
-        different, note, only = len(set(hidden)), "", change.text
-    else:
-        matched = _matched(model, question, heads, draws, seed)
-        sets = [edits_of(change, chosen, means) for chosen in matched.draws]
-        different = len({frozenset(chosen) for chosen in matched.draws})
-        note, only = matched.note, None
-    drawn = [
-        _measured(model, question, answers, _end_log_probs(model, question, edits, only))
-        for edits in sets
-    ]
-    texts = range(len(question.texts))
-    return Control(
-        tuple(tuple(d[i][1] or 0.0 for d in drawn) for i in texts),
-        tuple(
-            {role: tuple(d[i][0][role] for d in drawn) for role in drawn[0][i][0]} for i in texts
-        ),
-        different,
-        note,
-    )
-
-
-def other_tokens(
-    model: HookedModel, question: Question, change: HeadChange, *, draws: int, seed: int
-) -> list[tuple[int, ...]]:
-    """Sets of as many tokens of the same text as are hidden, none of these and not the first.
-
-    Raises `StatisticsError` where the text has too few others.
-    """
-    tokens = model.tokens(question.texts[change.text]).ids.shape[1]
-    pool = [key for key in range(1, tokens) if key not in change.hidden]
-    if len(pool) < len(change.hidden):
-        raise StatisticsError(
-            f"{len(change.hidden)} of {tokens} tokens are hidden, which leaves no others to "
-            "compare with: choose fewer."
-        )
-    generator = np.random.default_rng(seed)
-    size = len(change.hidden)
-    return [
-        tuple(sorted(generator.choice(pool, size, replace=False).tolist())) for _ in range(draws)
-    ]
-
-
-def no_better_than_random(before: Reading, after: Reading, drawn: Sequence[float]) -> bool:
-    """Whether the change of the contrast lies inside the range of the random heads' changes."""
-    if before.contrast is None or after.contrast is None or not drawn:
-        return False
-    change = after.contrast - before.contrast
-    changes = [contrast - before.contrast for contrast in drawn]
-    return min(changes) <= change <= max(changes)
-
-
-def _in_force(model: HookedModel, edits: Sequence[AnyEdit]) -> AbstractContextManager[Any]:
-    return model.intervene(edits) if edits else nullcontext()
-
-
-def _end_log_probs(
-    model: HookedModel, question: Question, edits: Sequence[AnyEdit], only: int | None
-) -> Float[Tensor, "text d_vocab"]:
-    """One pass a text: the closed prompt is much shorter than a long context."""
-    ends = []
-    for i, text in enumerate(question.texts):
-        with _in_force(model, edits if only in (None, i) else ()):
-            ends.append(model.logits(model.tokens(text), at="end")[0, 0])
-    return torch.stack(ends).float().log_softmax(-1).cpu()
-
-
-def _measured(
-    model: HookedModel, question: Question, answers: Answers, log_p: Tensor
-) -> list[tuple[dict[str, float], float | None]]:
     found = []
-    for text, row in zip(question.texts, log_p, strict=True):
-        logs = {role: float(row[i]) for role, i in first_ids(model, text, answers).items()}
-        probability = {role: float(torch.tensor(x).exp()) for role, x in logs.items()}
-        found.append((probability, _contrast(logs)))
-    return found
-
-
-def _contrast(logs: dict[str, float]) -> float | None:
-    if len(logs) == 2:
-        return logs["memory"] - logs["context"]
-    return next(iter(logs.values()), None)
-
-
-def _matched(
-    model: HookedModel, question: Question, heads: Sequence[HeadId], draws: int, seed: int
-) -> MatchedHeads:
-    """Random heads of the same layers that put out as much on these texts."""
-    shape, norms = model.anatomy, _norms(model, question)
-    return matched_random_heads(
-        heads, shape.n_layers, shape.n_heads, draws=draws, seed=seed, norms=norms
-    )
-
-
-def _norms(model: HookedModel, question: Question) -> Any:
-    """Root mean square over positions of each head's output, averaged over the texts."""
-    kept = model.capture(model.tokens(question.texts), (Site.Z,), at="all", reduce="norm")
-    return kept.stack(Site.Z).float().norm(dim=-1).mean(1).cpu().numpy()
+    for part in re.split(r"[\s,;]+", text.strip()):
+        match = _UNIT.fullmatch(part) if part else None
+        if part and match is None:
+            raise MnemoscopeError(
+                f"cannot read {part!r} as a unit: write layer and number, for example L3.N17."
+            )
+        if match is not None:
+            unit = NeuronId(int(match[1]), int(match[2]))
+            anatomy.check_neuron(unit)
+            found.append(unit)
+    return tuple(dict.fromkeys(found))

@@ -59,7 +59,8 @@ export default function ({ data, parentElement }) {
     const x = event.clientX - canvas.getBoundingClientRect().left;
     pick(Math.max(0, Math.min(spans.length - 1, Math.floor(x / canvas.clientWidth * spans.length))), true);
   };
-  const observer = new ResizeObserver(() => shown && drawArcs(canvas, box, header, shown, state.picked));
+  box.observer?.disconnect();  // that of older data would draw its arcs again
+  const observer = box.observer = new ResizeObserver(() => shown && drawArcs(canvas, box, header, shown, state.picked));
   observer.observe(box);
   pick(state.picked);
   text.scrollTop = spans[state.picked].offsetTop - text.offsetTop - text.clientHeight / 2;

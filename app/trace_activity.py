@@ -23,6 +23,7 @@ from ..interventions.neuron_ablation import write_norms, write_size
 from ..models.anatomy import head_output_weights, part
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
+from ..models.placement import materialised
 from ..models.types import HeadId, NeuronId, Site, TokenSpan
 from ..probes.index_spelling import SpelledText
 
@@ -147,7 +148,8 @@ def _head_writes(
     means = []
     for layer, own in enumerate(z):
         o_proj = part(blocks[layer], model.anatomy.spec.o_proj)
-        weights = head_output_weights(o_proj, model.anatomy.n_heads).float()
+        with materialised([o_proj]):
+            weights = head_output_weights(o_proj, model.anatomy.n_heads).to(own.device).float()
         written = torch.einsum("phv,hvd->phd", own.float(), weights)
         means.append(written.norm(dim=-1).mean(0).cpu().numpy())
     return np.stack(means)

@@ -36,7 +36,8 @@ def show_nothing(scene: TraceScene) -> None:
     most, covered = scene.trace.rules.max_count, scene.trace.coverage.verbatim
     if not covered or most is None:
         exports.info(
-            "Nothing of this text stands in the index, in a stretch of the shortest length."
+            "Nothing of this text stands in the index, in a stretch of the shortest length: allow "
+            "shorter ones under “Which matches are listed”, or choose another index."
         )
         return
     exports.info(

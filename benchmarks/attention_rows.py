@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
 import torch
 from measuring import (
     arguments,
+    fresh_processes,
     highest_resident,
     interleaved,
     over,
@@ -102,8 +100,7 @@ def measure(setting: Setting) -> tuple[object, ...]:
     seconds = interleaved(calls, setting.rounds)
     plain, rows, patterns = (seconds[name] for name in ("plain", "with rows", "patterns"))
     ratio, spread = over(rows, plain), ratios(rows, plain)
-    fresh = {"mp_context": get_context("spawn"), "max_tasks_per_child": 1}
-    with ProcessPoolExecutor(max_workers=1, **fresh) as pool:
+    with fresh_processes() as pool:
         plain_mb, rows_mb, patterns_mb = pool.map(peak, [setting] * 3, list(calls))
     return (
         *(setting.model, setting.tokens, median(plain), median(rows), ratio, *_ends(spread)),
@@ -114,20 +111,22 @@ def measure(setting: Setting) -> tuple[object, ...]:
 
 
 def calls_of(setting: Setting) -> dict[str, Callable[[], Tensor]]:
-    """The three ways, each without arguments; the last two give span masses."""
-    model = _model(setting.model)
-    batch = random_batch(model, 1, setting.tokens, seed=1)
-    columns = torch.arange(setting.tokens - setting.queries, setting.tokens)[None]
-    spans = torch.zeros(1, SPANS, setting.tokens, dtype=torch.bool)
-    width = setting.tokens // (SPANS + 1)
+    """The three ways of a setting."""
+    return ways(_model(setting.model), setting.tokens, setting.queries)
+
+
+def ways(model: HookedModel, tokens: int, queries: int) -> dict[str, Callable[[], Tensor]]:
+    """The three ways on a random prompt, without arguments; the last two give span masses."""
+    batch = random_batch(model, 1, tokens, seed=1)
+    columns = torch.arange(tokens - queries, tokens)[None]
+    spans = torch.zeros(1, SPANS, tokens, dtype=torch.bool)
+    width = tokens // (SPANS + 1)
     for i in range(SPANS):
         spans[0, i, i * width : (i + 1) * width] = True
-    eager = copy.deepcopy(model.module)
-    eager.set_attn_implementation("eager")
     return {
         "plain": partial(forward, model.module, batch),
         "with rows": lambda: model.row_summaries(batch, columns, spans).mass,
-        "patterns": partial(masses_of_patterns, eager, batch, columns, spans),
+        "patterns": partial(masses_of_patterns, model.module, batch, columns, spans),
     }
 
 
@@ -140,9 +139,14 @@ def forward(module: Any, batch: TokenBatch) -> Tensor:
 @torch.no_grad()
 def masses_of_patterns(module: Any, batch: TokenBatch, columns: Tensor, spans: Tensor) -> Tensor:
     """Span masses `[layer, batch, head, query, span]` out of all attention patterns."""
-    out = module(input_ids=batch.ids, use_cache=False, logits_to_keep=1, output_attentions=True)
+    own = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    try:
+        out = module(input_ids=batch.ids, use_cache=False, logits_to_keep=1, output_attentions=True)
+    finally:
+        module.set_attn_implementation(own)
     rows = torch.stack([pattern[:, :, columns[0]] for pattern in out.attentions])
-    return rows @ spans.float().mT[:, None]
+    return rows.float() @ spans.to(rows.device).float().mT[:, None]
 
 
 def peak(setting: Setting, name: str) -> float:

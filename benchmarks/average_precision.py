@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from multiprocessing import get_context
 from statistics import median
 
 import torch
 from measuring import (
     arguments,
+    fresh_processes,
     highest_resident,
     interleaved,
     over,
@@ -28,7 +27,6 @@ from mnemoscope.models.tokens import TokenBatch, encode
 from mnemoscope.models.types import Site
 from mnemoscope.probes.average_precision import average_precision
 from shapes import TINY_LLAMA, random_batch, random_model
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 CLAIM = (
@@ -79,8 +77,7 @@ def main() -> None:
         ),
         [_speed(sizes, given.toy)],
     )
-    fresh = {"mp_context": get_context("spawn"), "max_tasks_per_child": 1}
-    with ProcessPoolExecutor(max_workers=1, **fresh) as pool:
+    with fresh_processes() as pool:
         peak = pool.submit(_peak, sizes).result()
     bound = sizes.memory_bytes / 2**20
     memory = table(
@@ -120,14 +117,20 @@ def _speed(sizes: Sizes, toy: bool) -> tuple[object, ...]:
 
 def forward(model: HookedModel, batches: Sequence[TokenBatch]) -> Tensor:
     """Mean activations of all neurons `[unit, prompt]`."""
-    kept = [
-        model.capture(batch, (Site.NEURON,), reduce="mean").stack(Site.NEURON) for batch in batches
-    ]
-    return torch.cat(kept, dim=1).transpose(1, 2).flatten(0, 1).contiguous()
+    a, done = model.anatomy, 0
+    n_prompts = sum(map(len, batches))
+    scores = torch.empty(a.n_layers, a.n_units(Site.NEURON), n_prompts, device=model.device)
+    for batch in batches:
+        kept = model.capture(batch, (Site.NEURON,), reduce="mean").stack(Site.NEURON)
+        scores[:, :, done : done + len(batch)] = kept.transpose(1, 2)
+        done += len(batch)
+    return scores.flatten(0, 1)
 
 
 def one_by_one(scores: Tensor, positive: Tensor) -> None:
     """Both signs of every unit and column through scikit-learn."""
+    from sklearn.metrics import average_precision_score  # for the developers, not for the library
+
     for unit in scores.numpy():
         for column in positive.numpy():
             average_precision_score(column, unit)
@@ -148,16 +151,17 @@ def _smollm2(sizes: Sizes) -> tuple[HookedModel, list[TokenBatch], Tensor]:
     for _, group in groupby(prompts, key=lambda prompt: prompt[0]):
         rows = [ids for _, _, ids in group]
         batches += [model.batch(rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
-    return model, batches, _positive([column for _, column, _ in prompts])
+    return model, batches, columns_of([column for _, column, _ in prompts])
 
 
 def _tiny(sizes: Sizes) -> tuple[HookedModel, list[TokenBatch], Tensor]:
     model = random_model(TINY_LLAMA)
     batches = [random_batch(model, sizes.prompts, 8, seed) for seed in range(COLUMNS)]
-    return model, batches, _positive([i // sizes.prompts for i in range(COLUMNS * sizes.prompts)])
+    return model, batches, columns_of([i // sizes.prompts for i in range(COLUMNS * sizes.prompts)])
 
 
-def _positive(column_of: Sequence[int]) -> Tensor:
+def columns_of(column_of: Sequence[int]) -> Tensor:
+    """Which prompts are positive in which column, from the column of each prompt."""
     return torch.arange(COLUMNS)[:, None] == torch.tensor(column_of)
 
 
@@ -165,7 +169,7 @@ def _peak(sizes: Sizes) -> float:
     """Peak of ranking random scores in MiB; to be run in a process of its own."""
     torch.set_num_threads(1)
     scores = torch.rand(sizes.units, sizes.scores, generator=torch.Generator().manual_seed(0))
-    positive = _positive([i % COLUMNS for i in range(sizes.scores)])
+    positive = columns_of([i % COLUMNS for i in range(sizes.scores)])
     average_precision(scores[:1], positive)
     before = resident_after_cleaning()
     average_precision(scores, positive, memory_bytes=sizes.memory_bytes)

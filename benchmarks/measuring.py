@@ -8,15 +8,15 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-import torch
-import transformers
 from mnemoscope.results.storage import write_atomic
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -129,6 +129,9 @@ def write_section(path: Path, name: str, text: str) -> None:
 
 def machine() -> str:
     """Processor, cores, threads, load, versions and date, in one line."""
+    import torch  # here, so that scripts which only count and print start at once
+    import transformers
+
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return (
         f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load at the "
@@ -151,6 +154,17 @@ def _cell(value: object) -> str:
     if value and abs(value) < 1e-3:
         return f"{value:.0e}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def fresh_processes(workers: int = 1, imported: str = "mnemoscope.models") -> ProcessPoolExecutor:
+    """A new process for every call, forked from one that has imported a module and run nothing.
+
+    What it measures is its own as in a process started from nothing; only the imports, which take
+    longer than a toy, happen once.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([imported])
+    return ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1)
 
 
 def resident_after_cleaning() -> float:

@@ -10,10 +10,10 @@ from time import perf_counter
 
 import torch
 from measuring import added, arguments, interleaved, over, report, table, times
+from mnemoscope.interventions.end_chain import EndChain
+from mnemoscope.interventions.end_sweep import Effects
 from mnemoscope.interventions.end_total_effect import end_total_effects
 from mnemoscope.interventions.path_patching import (
-    Effects,
-    EndChain,
     build_chain,
     direct_effects,
     end_states,

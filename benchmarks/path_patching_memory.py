@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from multiprocessing import get_context
 
 import torch
-from measuring import arguments, highest_resident, report, resident_after_cleaning, table
-from mnemoscope.interventions.path_patching import (
-    EndStates,
-    build_chain,
-    direct_effects,
-    head_sets,
+from measuring import (
+    arguments,
+    fresh_processes,
+    highest_resident,
+    report,
+    resident_after_cleaning,
+    table,
 )
+from mnemoscope.interventions.end_sweep import EndStates
+from mnemoscope.interventions.path_patching import build_chain, direct_effects, head_sets
 from mnemoscope.models import HeadId, HookedModel
 from shapes import CONFIGS, GPT2_SMALL, LLAMA, TINY_GPT2, random_model
 
@@ -66,8 +67,7 @@ FULL = tuple(
 def main() -> None:
     given = arguments(CLAIM)
     settings = TOY if given.toy else FULL
-    fresh = {"mp_context": get_context("spawn"), "max_tasks_per_child": 1}
-    with ProcessPoolExecutor(max_workers=2, **fresh) as pool:
+    with fresh_processes(2) as pool:
         live = pool.map(measure, settings, repeat(True))
         resident = pool.map(measure, settings, repeat(False))
         rows = [_row(*figures) for figures in zip(settings, live, resident, strict=True)]

@@ -7,11 +7,9 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time, thread_time
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 from corpora import VOCABULARY, from_text, generated
 from jaxtyping import Int64
-from measuring import Arguments, arguments, report, table
+from measuring import Arguments, arguments, fresh_processes, report, table
 from mnemoscope.data.corpus.build import build_index
 from mnemoscope.data.corpus.documents import Document
 from mnemoscope.data.corpus.layout import file_name
@@ -50,6 +48,7 @@ NOTE = (
     "Cold: the files were dropped from the page cache before each find of 8 tokens, the directory "
     "was read back."
 )
+LIBRARY = "mnemoscope.data.corpus.build"
 TARGETS = {"count": 10.0, "maximal spans": 3000.0, "decode step": 30.0, "50 candidates": 200.0}
 
 
@@ -265,7 +264,7 @@ def sorting(place: Path) -> list[tuple[object, ...]]:
         folder = place / name.partition(" ")[0].replace("'", "")
         folder.mkdir()
         shutil.copy(place / "ix" / tokens, folder / tokens)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with fresh_processes(1, LIBRARY) as pool:
             wall, cpu = pool.submit(sort, folder).result()
         made, wanted = (
             np.fromfile(f / file_name("table", 0), "u1") for f in (folder, place / "ix")
@@ -300,7 +299,7 @@ def sort_theirs(folder: Path) -> tuple[float, float]:
 
 def cold_row(folder: Path, n: int, directory: bool) -> tuple[object, ...]:
     """Page faults of finds whose pages are not in memory, with or without the directory."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with fresh_processes(1, LIBRARY) as pool:
         faults, seconds = pool.submit(cold, folder, n, directory).result()
     name = "with directory" if directory else "without"
     return name, median(faults), float(np.quantile(faults, 0.9)), 1e3 * median(seconds)

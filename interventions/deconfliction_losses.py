@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..models.errors import MnemoscopeError
-from .path_patching import wide_type
+from .end_chain import wide_type
 
 Form = Literal["unlikelihood", "expected_risk", "margin"]
 

@@ -3,15 +3,17 @@
 By causality a change at END touches no other position, so the effect is one decode step from the
 sender's layer upward with attention recomputed for that token (ph3.md 2.5). All sender rows of an
 example run as *extra query positions* of one sequence: each sees the clean cache and itself, not
-its neighbours, so the cache is shared by construction.
+its neighbours, so the cache is shared by construction. Blocks are called one by one: in memory for
+some rows at a time, on an offloaded model for all rows, so that each layer is read once.
 
 Estimand `total_end`: between the direct effect (`path_patching`) and pruning at all positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,18 +26,19 @@ from ..models.edits import resample
 from ..models.errors import MnemoscopeError, UnsupportedModelError
 from ..models.hooked import HookedModel
 from ..models.hooks import site_hook
+from ..models.placement import execution_device, is_offloaded, materialised
 from ..models.tokens import TokenBatch
 from ..models.types import HeadId, Site
-from .path_patching import (
-    Effects,
-    Senders,
-    end_states,
-    head_sets,
+from .end_chain import (
+    BlockCall,
+    noted_calls,
+    nothing_embedded,
     replaced_forward,
-    single_heads,
     unembed_ids,
     wide_type,
 )
+from .end_sweep import Effects, Senders
+from .path_patching import end_states, head_sets, single_heads
 
 _TOLERANCE = {True: 1e-4, False: 5e-2}  # float32 and wider; half precision
 
@@ -53,9 +56,10 @@ def end_total_effects(
     """Logits of `token_ids` at END with each sender row's heads replaced at END only.
 
     `batch` is padded on the left. One row a head by default. Memory beyond the model: the cache of
-    the batch, and `batch * heads * rows_per_call * (positions + rows_per_call)` attention scores.
-    A head of the first row is checked against a hooked full pass; raises `UnsupportedModelError`
-    when they differ.
+    the batch, and `batch * heads * rows_per_call * (positions + rows_per_call)` attention scores;
+    on an offloaded model also the stream and the mask of every row. A head of the first row is
+    checked against a hooked full pass; raises `UnsupportedModelError` when they differ. Reads
+    offloaded weights four times.
     """
     if not bool(batch.mask[:, -1].all()):
         raise MnemoscopeError("end_total_effects needs prompts padded on the left.")
@@ -65,10 +69,12 @@ def end_total_effects(
     states = end_states(model, batch)
     cache = _prefix_cache(model, batch)
     order = torch.argsort(senders.any(dim=2).int().argmax(dim=1), stable=True)
-    patched = [
-        _rows(model, batch, cache, states.resid_pre, replacement, senders[piece], token_ids)
-        for piece in order.split(rows_per_call)
+    groups = [
+        _Rows(model, batch, cache, states.resid_pre, replacement, senders[rows])
+        for rows in order.split(rows_per_call)
     ]
+    together = [groups] if is_offloaded(model.module) else [[group] for group in groups]
+    patched = [read for some in together for read in _logits(model, some, token_ids)]
     clean = torch.stack([rows[:, 0] for rows in patched]).mean(0)
     effects = Effects(clean, _unordered(torch.cat([rows[:, 1:] for rows in patched], 1), order))
     _check(model, batch, replacement, token_ids, senders, effects)
@@ -89,48 +95,101 @@ def _prefix_cache(model: HookedModel, batch: TokenBatch) -> DynamicCache:
     return cache
 
 
-def _rows(
-    model: HookedModel,
-    batch: TokenBatch,
-    cache: DynamicCache,
-    resid_pre: Float[Tensor, "layer batch d_model"],
-    replacement: Tensor,
-    senders: Senders,
-    token_ids: Tensor,
-) -> Float[Tensor, "batch row_plus_1 k"]:
-    """One call: row 0 unpatched, then the senders; blocks below their first layer are bypassed."""
-    first = int(senders.any(dim=2).int().argmax(dim=1).min())
-    n_rows = len(senders) + 1
-    end_ids = batch.ids[:, -1:].expand(-1, n_rows)
-    with model.lock, ExitStack() as stack:
-        stack.callback(_restore, cache, [(kept.keys, kept.values) for kept in cache.layers])
+@dataclass(eq=False)
+class _Rows:
+    """Some sender rows of every example on their way up: positions 1.. behind the unpatched one."""
+
+    model: HookedModel
+    batch: TokenBatch
+    cache: DynamicCache
+    resid_pre: Float[Tensor, "layer batch d_model"]
+    replacement: Float[Tensor, "layer batch head d_v"]
+    senders: Senders
+    x: Tensor | None = None
+    calls: Sequence[BlockCall] = ()
+
+    @property
+    def first(self) -> int:
+        """The first layer with a sender: below it the clean residual stands for all rows."""
+        return int(self.senders.any(dim=2).int().argmax(dim=1).min())
+
+    def begin(self) -> None:
+        """Take the stream below the first sender, and the arguments that blocks get."""
+        self.x = self.resid_pre[self.first][:, None].expand(-1, len(self.senders) + 1, -1)
+        with noted_calls(self.model) as calls:
+            self._around(self.x, lambda hidden: hidden[..., :1])
+        self.calls = calls
+
+    def climb(self, layer: int) -> None:
+        """One layer: the block's own code on the clean cache, its senders' `z` replaced."""
+        assert self.x is not None
+        block = part(self.model.module, self.model.anatomy.spec.blocks)[layer]
+        args, kwargs = self.calls[layer]
+        with ExitStack() as stack:
+            stack.enter_context(_unchanged(self.cache, layer))
+            if bool(self.senders[:, layer].any()):
+                change = _patch(self.senders[:, layer], self.replacement[layer])
+                place = self.model.module, self.model.anatomy, Site.Z, layer
+                stack.enter_context(site_hook(*place, change))
+            out = block(self.x.to(execution_device(block)), *args, **kwargs)
+        self.x = out[0] if isinstance(out, tuple) else out
+
+    def read(self, token_ids: Tensor) -> Float[Tensor, "batch row_plus_1 k"]:
+        """Logits of the asked tokens, by the model's own code behind its blocks."""
+        assert self.x is not None
+        head = self.model.module.get_output_embeddings()
+        logits = self._around(self.x, unembed_ids(head, token_ids))
+        return logits.to(wide_type(logits.dtype))
+
+    def _around(self, x: Tensor, unembed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Run the model with its blocks handing on `x`; no embedding is read."""
+        n_rows = len(self.senders) + 1
+        module = self.model.module
+        with ExitStack() as stack:
+            for block in part(module, self.model.anatomy.spec.blocks):
+                stack.enter_context(replaced_forward(block, _bypass(x, self.model)))
+            stack.enter_context(replaced_forward(module.get_output_embeddings(), unembed))
+            logits: Tensor = module(
+                inputs_embeds=nothing_embedded(self.model, len(self.batch), n_rows),
+                attention_mask=_masks(self.model, self.batch, n_rows),
+                position_ids=self.batch.position_ids[:, -1:].expand(-1, n_rows),
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits
+        return logits
+
+
+def _logits(
+    model: HookedModel, together: Sequence[_Rows], token_ids: Tensor
+) -> list[Float[Tensor, "batch row_plus_1 k"]]:
+    """Take the rows up layer by layer, each layer read once for all of them."""
+    offloaded = is_offloaded(model.module)
+    with model.lock:
+        for rows in together:
+            rows.begin()
         for layer, block in enumerate(part(model.module, model.anatomy.spec.blocks)):
-            if layer < first:
-                x = resid_pre[first][:, None].expand(-1, n_rows, -1)
-                stack.enter_context(replaced_forward(block, _bypass(block, x, model)))
-            elif bool(senders[:, layer].any()):
-                change = _patch(senders[:, layer], replacement[layer])
-                stack.enter_context(site_hook(model.module, model.anatomy, Site.Z, layer, change))
-        head = model.module.get_output_embeddings()
-        stack.enter_context(replaced_forward(head, unembed_ids(head, token_ids)))
-        logits = model.module(
-            input_ids=end_ids,
-            attention_mask=_masks(model, batch, n_rows),
-            position_ids=batch.position_ids[:, -1:].expand(-1, n_rows),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-    return logits.to(wide_type(logits.dtype))
+            climbing = [rows for rows in together if rows.first <= layer]
+            with materialised(block.modules() if climbing else ()):
+                for rows in climbing:
+                    rows.climb(layer)
+                    rows.x = rows.x.cpu() if offloaded and rows.x is not None else rows.x
+        with materialised([model.module.get_output_embeddings()]):
+            return [rows.read(token_ids) for rows in together]
 
 
-def _restore(cache: DynamicCache, clean: list[tuple[Tensor, Tensor]]) -> None:
-    """Drop what a call appended: the clean tensors themselves were never written to."""
-    for layer, (keys, values) in zip(cache.layers, clean, strict=True):
-        layer.keys, layer.values = keys, values
+@contextmanager
+def _unchanged(cache: DynamicCache, layer: int) -> Iterator[None]:
+    """Drop what a call appends to a layer's cache: the clean tensors are never written to."""
+    kept = cache.layers[layer]
+    keys, values = kept.keys, kept.values
+    try:
+        yield
+    finally:
+        kept.keys, kept.values = keys, values
 
 
-def _bypass(block: Any, x: Tensor, model: HookedModel) -> Any:
-    """Stand in for a block below the first sender: hand on the clean residual."""
+def _bypass(x: Tensor, model: HookedModel) -> Any:
+    """Stand in for a block: hand on `x`."""
     as_tuple = model.anatomy.model_type == "gptj"
     return lambda *_, **__: (x, None) if as_tuple else x
 

@@ -21,6 +21,7 @@ from ..models.batching import adaptive, length_buckets
 from ..models.errors import MnemoscopeError, PromptError
 from ..models.hooked import HookedModel
 from ..models.hooks import Change, site_hook
+from ..models.placement import materialised
 from ..models.query_projections import query_hook
 from ..models.tokens import TokenBatch, encode
 from ..models.types import HeadId, Site, unique_heads
@@ -92,7 +93,8 @@ def _gram(model: HookedModel, layer: int) -> Float[Tensor, "head d_v d_v"]:
     """`W W^T` of each head's slice of the output projection, so that `|z W|^2 = z (W W^T) z`."""
     block = part(model.module, model.anatomy.spec.blocks)[layer]
     o_proj = part(block, model.anatomy.spec.o_proj)
-    weights = head_output_weights(o_proj, model.anatomy.n_heads).detach().double()
+    with materialised([o_proj]):
+        weights = head_output_weights(o_proj, model.anatomy.n_heads).detach().double()
     return weights @ weights.mT
 
 

@@ -23,7 +23,16 @@ from torch import Tensor
 from ..models.anatomy import head_output_weights, part
 from ..models.errors import UnsupportedModelError
 from ..models.hooked import HookedModel
-from .path_patching import EndChain, advance, after_blocks, mlp_stubbed, unembed_ids, wide_type
+from ..models.placement import materialised
+from .end_chain import (
+    EndChain,
+    advance,
+    after_blocks,
+    layer_weights,
+    mlp_stubbed,
+    unembed_ids,
+    wide_type,
+)
 
 _BLOCK_MB = 512
 _FAR = 3
@@ -48,16 +57,13 @@ class LogitDirections:
         blocks = part(model.module, anatomy.spec.blocks)
         projections = [part(block, anatomy.spec.o_proj) for block in blocks]
         device = self.attention.device
-        return torch.stack(
-            [
-                torch.einsum(
-                    "rd,hvd->rhv",
-                    directions,
-                    head_output_weights(projection, anatomy.n_heads).to(device, directions.dtype),
-                )
-                for directions, projection in zip(self.attention, projections, strict=True)
-            ]
-        ).detach()
+        pulled = []
+        for directions, projection in zip(self.attention, projections, strict=True):
+            with materialised([projection]):
+                weights = head_output_weights(projection, anatomy.n_heads)
+                weights = weights.detach().to(device, directions.dtype)
+            pulled.append(torch.einsum("rd,hvd->rhv", directions, weights))
+        return torch.stack(pulled)
 
 
 def logit_directions(
@@ -89,14 +95,15 @@ def logit_directions(
     blocks = part(model.module, model.anatomy.spec.blocks)
     attention = []
     for layer, block in enumerate(blocks):
-        with torch.no_grad():
-            a = part(block, model.anatomy.spec.o_proj)(z[layer].flatten(1))
 
         def added(a: Tensor, layer: int = layer) -> Tensor:
             with mlp_stubbed(model, layer):
                 return advance(chain, layer, torch.zeros_like(a)[None], a[None], _BLOCK_MB)[0]
 
-        direction = _frozen(added, a, final_direction)[0]
+        with layer_weights(model, layer):
+            with torch.no_grad():
+                a = part(block, model.anatomy.spec.o_proj)(z[layer].flatten(1))
+            direction = _frozen(added, a, final_direction.to(a.device))[0]
         attention.append(direction.to(final_direction.device))
     return LogitDirections(logit, offset, final_direction, torch.stack(attention))
 
@@ -128,7 +135,7 @@ def _frozen(
         far = _FAR * fixed.pow(2).mean(-1, keepdim=True).sqrt()
         given = f(torch.cat([x, torch.zeros_like(x), fixed + far, fixed - far]))
         given = given.to(weights.dtype).reshape(4, *weights.shape)
-        value, at_zero, *shifted = (given * weights).sum(-1)
+        value, at_zero, *shifted = (given * weights.to(given.device)).sum(-1).to(x.device)
         (gradient,) = torch.autograd.grad(value.sum(), x)
     value, at_zero, shift = value.detach(), at_zero.detach(), torch.stack(shifted).detach()
     gradient, x = gradient.to(weights.dtype), fixed.to(weights.dtype)

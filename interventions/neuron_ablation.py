@@ -26,9 +26,10 @@ from ..models.edits import Edit, Phase, Positions
 from ..models.errors import MnemoscopeError, PromptError
 from ..models.hooked import HookedModel
 from ..models.hooks import Change, in_batch_shape, site_hook, watch_batch
+from ..models.placement import materialised
 from ..models.tokens import TokenBatch, encode
 from ..models.types import NeuronId, Site
-from .path_patching import wide_type
+from .end_chain import wide_type
 
 Mode = Literal["zero", "mean", "scale", "resample", "set"]
 
@@ -267,7 +268,8 @@ def _writer(model: HookedModel, site: Site) -> Site:
 
 
 def _column_norms(down: Any) -> Float[Tensor, " unit"]:
-    weight = down.weight.detach().to(wide_type(down.weight.dtype))
+    with materialised([down]):
+        weight = down.weight.detach().to(wide_type(down.weight.dtype))
     return weight.norm(dim=1 if isinstance(down, Conv1D) else 0)
 
 

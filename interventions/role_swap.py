@@ -22,7 +22,7 @@ from ..models.edits import Edit, StreamId
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.types import Site
-from .path_patching import wide_type
+from .end_chain import wide_type
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .anatomy import Anatomy
-    from .attention_edits import AttentionEdit, knock_out, mean_query, streaming, uniform
+    from .attention_edits import (
+        AttentionEdit,
+        knock_out,
+        mean_query,
+        reweigh,
+        streaming,
+        uniform,
+    )
     from .edits import Edit, StreamId, mean, resample, scale, zero
     from .errors import MnemoscopeError
     from .hooked import Captured, HookedModel, wrap
@@ -38,6 +45,7 @@ __all__ = [
     "mean",
     "mean_query",
     "resample",
+    "reweigh",
     "scale",
     "streaming",
     "uniform",
@@ -47,7 +55,14 @@ __all__ = [
 
 _HOMES = {
     "anatomy": ("Anatomy",),
-    "attention_edits": ("AttentionEdit", "knock_out", "mean_query", "streaming", "uniform"),
+    "attention_edits": (
+        "AttentionEdit",
+        "knock_out",
+        "mean_query",
+        "reweigh",
+        "streaming",
+        "uniform",
+    ),
     "edits": ("Edit", "StreamId", "mean", "resample", "scale", "zero"),
     "errors": ("MnemoscopeError",),
     "hooked": ("Captured", "HookedModel", "wrap"),

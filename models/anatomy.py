@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -340,8 +339,3 @@ def _head_width(blocks: nn.ModuleList, spec: ArchSpec, n_heads: int, model_type:
             f"not {n_heads} equal heads in every layer."
         )
     return widths.pop() // n_heads
-
-
-def is_on_meta(module: nn.Module) -> bool:
-    """True when some weights are not in memory (offloaded to disk)."""
-    return any(p.device == torch.device("meta") for p in module.parameters())

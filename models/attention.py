@@ -22,7 +22,7 @@ from transformers import AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .anatomy import part
+from .anatomy import Anatomy, part
 from .tokens import TokenBatch
 from .types import Site
 
@@ -71,7 +71,7 @@ def attention_rows(
             if layer in layers:
                 kept[layer] = row_softmax(q, k, mask, columns, **_scoring(q, o))
 
-        with seeing_attention(model.module, see):
+        with model.places.scores(see, layers, into=(kept,)):
             model.forward(batch, batch.ends[:, None])
     else:
         _rows_from_patterns(model, batch, columns, layers, kept)
@@ -119,6 +119,32 @@ def seeing_attention(module: Any, see: See) -> Iterator[None]:
 
     with around_attention(module, watch):
         yield
+
+
+@contextmanager
+def seeing_scores(module: Any, anatomy: Anatomy, see: See) -> Iterator[None]:
+    """`seeing_attention`, also for GPT-J, which scores in a method of its own outside the table."""
+    if anatomy.spec.interface:
+        with seeing_attention(module, see):
+            yield
+        return
+    blocks = part(module, anatomy.spec.blocks)
+    attentions = [part(block, anatomy.spec.attn) for block in blocks]
+
+    def watched(attn: Any, layer: int, own: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Any:
+            see(layer, query, key, value, mask, {"scaling": 1 / attn.scale_attn})
+            return own(query, key, value, mask)
+
+        return wrapper
+
+    try:
+        for layer, attn in enumerate(attentions):
+            attn._attn = watched(attn, layer, attn._attn)
+        yield
+    finally:
+        for attn in attentions:
+            attn.__dict__.pop("_attn", None)  # the class's own method is left
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,8 @@ Like `edits.Edit` they are data, applied by `HookedModel.intervene`; the formula
 - mean_query: the query before its norm and rotary turn becomes a constant vector. Where one norm
   runs over the queries of all heads (OLMo-2) the other heads keep their own.
 - knock_out: `s[t, j] = -inf` for the keys of the spans.
+- reweigh: the weights on the keys of the spans are multiplied by `factor` and the row is normalised
+  again: `s[t, j] += log(factor)`.
 - streaming: `s[t, j] = -inf` unless `j < sink` or `t - recent < j <= t`: the head keeps a sink and
   a window, its own key counted (DuoAttention, arXiv 2410.10819).
 
@@ -17,12 +19,13 @@ A query that is left without a key writes zero. Keys are counted from the row's 
 they are the same positions in a prompt, behind a cached one, and behind padding.
 
 There is no phase: put `intervene` around the forward passes it should hold for. `rows` and
-`row_summaries` read scores from queries and keys, so in a head under uniform, knock_out or
-streaming they show the row that it would have had.
+`row_summaries` read scores from queries and keys, so in a head under uniform, knock_out,
+reweigh or streaming they show the row that it would have had.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -34,16 +37,16 @@ from .edits import described_value
 from .errors import MnemoscopeError, UnsupportedModelError
 from .types import HeadId, TokenSpan, unique_heads
 
-AttentionOp = Literal["uniform", "mean_query", "knock_out", "streaming"]
+AttentionOp = Literal["uniform", "mean_query", "knock_out", "reweigh", "streaming"]
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionEdit:
     """One intervention inside the attention of some query heads.
 
-    `spans` (knock_out) are keys, `sink` and `recent` (streaming) numbers of keys, `value`
-    (mean_query) a query `[head, d_head]`. `rows` are the batch rows it holds for; None is all.
-    Several edits of one head hold together.
+    `spans` (knock_out, reweigh) are keys, `sink` and `recent` (streaming) numbers of keys, `value`
+    (mean_query) a query `[head, d_head]`, `factor` (reweigh) above 0. `rows` are the batch rows it
+    holds for; None is all. Several edits of one head hold together.
     """
 
     op: AttentionOp
@@ -53,9 +56,11 @@ class AttentionEdit:
     recent: int = 0
     value: Tensor | None = None
     rows: tuple[int, ...] | None = None
+    factor: float = 1.0
 
     def describe(self) -> dict[str, Any]:
         """The edit as JSON; a tensor is named by shape and SHA-256."""
+        factor = {"factor": self.factor} if self.op == "reweigh" else {}
         return {
             "op": self.op,
             "heads": [str(head) for head in self.heads],
@@ -64,6 +69,7 @@ class AttentionEdit:
             "recent": self.recent,
             "value": described_value(self.value),
             "rows": None if self.rows is None else list(self.rows),
+            **factor,
         }
 
 
@@ -96,13 +102,23 @@ def _check_operands(edit: AttentionEdit) -> None:
         "sink and recent": bool(edit.sink or edit.recent),
         "value": edit.value is not None,
     }
-    needs = {"knock_out": "spans", "streaming": "sink and recent", "mean_query": "value"}
+    needs = {
+        "knock_out": "spans",
+        "reweigh": "spans",
+        "streaming": "sink and recent",
+        "mean_query": "value",
+    }
     for name, there in given.items():
         if there != (needs.get(edit.op) == name):
             raise MnemoscopeError(
                 f"{edit.op!r} edits {'take no' if there else 'need'} {name}: "
                 f"{'leave it out' if there else 'give it'}."
             )
+    if not 0 < edit.factor < math.inf or (edit.factor != 1 and edit.op != "reweigh"):
+        raise MnemoscopeError(
+            f"factor {edit.factor:g} of {edit.op!r}: only 'reweigh' takes one, and it is above 0; "
+            "hide keys with 'knock_out'."
+        )
     if edit.op == "streaming" and (edit.sink < 0 or edit.recent < 1):
         raise MnemoscopeError(
             f"streaming with sink={edit.sink} and recent={edit.recent}: keep a sink of 0 or more "
@@ -132,6 +148,16 @@ def knock_out(
 ) -> AttentionEdit:
     """Hide spans of keys, for example a needle, from the heads."""
     return AttentionEdit("knock_out", tuple(heads), spans=tuple(spans), rows=_rows(rows))
+
+
+def reweigh(
+    heads: Sequence[HeadId],
+    spans: Sequence[TokenSpan],
+    factor: float,
+    rows: Sequence[int] | None = None,
+) -> AttentionEdit:
+    """Multiply the heads' weights on spans of keys, before each row is normalised again."""
+    return AttentionEdit("reweigh", tuple(heads), tuple(spans), rows=_rows(rows), factor=factor)
 
 
 def streaming(

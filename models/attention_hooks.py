@@ -8,28 +8,28 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from .anatomy import Anatomy
-from .attention import AttentionCall, around_attention
+from .attention import AttentionCall
 from .attention_edits import AttentionEdit
+from .backends import Places
 from .edited_attention import Columns, Rule, edited_outputs
 from .edits import Edit
 from .errors import MnemoscopeError
-from .hooks import Change, InstalledEdit, RunningBatch, edit_hooks, raise_if_silent, watch_batch
-from .query_projections import query_hook, query_width
+from .hooks import Change, InstalledEdit, RunningBatch, edit_hooks, raise_if_silent
 
 
 @contextmanager
 def intervention_hooks(
-    module: nn.Module, anatomy: Anatomy, edits: Sequence[Edit | AttentionEdit]
+    places: Places, anatomy: Anatomy, edits: Sequence[Edit | AttentionEdit]
 ) -> Iterator[tuple[InstalledEdit, ...]]:
     """Install edits of both kinds and yield them in their order; see `HookedModel.intervene`."""
     inside = tuple(edit for edit in edits if isinstance(edit, AttentionEdit))
     plain = tuple(edit for edit in edits if isinstance(edit, Edit))
     with ExitStack() as stack:
-        in_attention = iter(stack.enter_context(attention_edit_hooks(module, anatomy, inside)))
-        others = iter(stack.enter_context(edit_hooks(module, anatomy, plain)))
+        in_attention = iter(stack.enter_context(attention_edit_hooks(places, anatomy, inside)))
+        others = iter(stack.enter_context(edit_hooks(places, plain)))
         yield tuple(
             next(in_attention if isinstance(edit, AttentionEdit) else others) for edit in edits
         )
@@ -37,35 +37,36 @@ def intervention_hooks(
 
 @contextmanager
 def attention_edit_hooks(
-    module: nn.Module, anatomy: Anatomy, edits: tuple[AttentionEdit, ...]
+    places: Places, anatomy: Anatomy, edits: tuple[AttentionEdit, ...]
 ) -> Iterator[tuple[InstalledEdit, ...]]:
     """Install attention edits, remove them on any exit, raise `EditNeverFiredError` for a silent
     one. A hiding edit fires at a query that could see one of its keys."""
     installed = tuple(InstalledEdit(edit) for edit in edits)
     pairs = list(zip(edits, installed, strict=True))
-    _check_widths(module, anatomy, edits)
+    _check_widths(places, edits)
     with ExitStack() as stack:
-        running = stack.enter_context(watch_batch(module)) if edits else RunningBatch()
+        running = stack.enter_context(places.batch()) if edits else RunningBatch()
         for edit, one in pairs:
             if edit.op == "mean_query":
                 for layer in sorted({head.layer for head in edit.heads}):
                     heads = [head.head for head in edit.heads if head.layer == layer]
                     ask = _asking(edit, one, layer, running)
-                    stack.enter_context(query_hook(module, anatomy, layer, heads, ask))
+                    stack.enter_context(places.queries(layer, heads, ask, into=(one,)))
         ruled = [(edit, one) for edit, one in pairs if edit.op != "mean_query"]
         if ruled:
-            answer = _answering(_by_layer(ruled, anatomy.n_heads), running)
-            stack.enter_context(around_attention(module, answer))
+            by_layer = _by_layer(ruled, anatomy.n_heads)
+            answer, into = _answering(by_layer, running), [one for _, one in ruled]
+            stack.enter_context(places.attention(answer, sorted(by_layer), into))
         yield installed
     raise_if_silent(installed)
 
 
-def _check_widths(module: nn.Module, anatomy: Anatomy, edits: Sequence[AttentionEdit]) -> None:
+def _check_widths(places: Places, edits: Sequence[AttentionEdit]) -> None:
     for edit in edits:
-        if edit.value is not None and edit.value.shape[1] != query_width(module, anatomy):
+        if edit.value is not None and edit.value.shape[1] != places.query_width():
             raise MnemoscopeError(
                 f"mean queries must be [head, d_head] with d_head = "
-                f"{query_width(module, anatomy)}, got {tuple(edit.value.shape)}."
+                f"{places.query_width()}, got {tuple(edit.value.shape)}."
             )
 
 
@@ -103,7 +104,7 @@ def _by_layer(
 ) -> dict[int, list[_Ruled]]:
     layers: dict[int, list[_Ruled]] = {}
     for edit, one in edits:
-        rule = Rule(edit.op, edit.spans, edit.sink, edit.recent)
+        rule = Rule(edit.op, edit.spans, edit.sink, edit.recent, edit.factor)
         for layer in sorted({head.layer for head in edit.heads}):
             heads = torch.zeros(n_heads, dtype=torch.bool)
             heads[[head.head for head in edit.heads if head.layer == layer]] = True

@@ -8,6 +8,7 @@ more where they are not float32 already, whatever the length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -33,18 +34,19 @@ class Rule:
     spans: tuple[TokenSpan, ...]
     sink: int
     recent: int
+    factor: float = 1.0
 
-    def hides(
+    def touches(
         self, query: Int[Tensor, "row query"], key: Int[Tensor, "row key"]
     ) -> Bool[Tensor, "row query_or_one key"]:
-        """Keys that the rule takes away; both axes counted from the row's first real token."""
+        """Keys that the rule is about; both axes counted from the row's first real token."""
         at = key[:, None, :]
         if self.op == "streaming":
             return (at >= self.sink) & (at <= query[..., None] - self.recent)
-        gone = torch.zeros_like(at, dtype=torch.bool)
+        inside = torch.zeros_like(at, dtype=torch.bool)
         for span in self.spans:
-            gone |= (at >= span.start) & (at < span.stop)
-        return gone
+            inside |= (at >= span.start) & (at < span.stop)
+        return inside
 
 
 Cells = Mapping[Rule, Bool[Tensor, "batch head"]]
@@ -64,7 +66,7 @@ def edited_outputs(
 ) -> tuple[Float[Tensor, "batch pos head d_v"], dict[Rule, Int[Tensor, " batch"]]]:
     """`output` with the edited rows and heads replaced, and how many queries each rule changed.
 
-    A hiding rule changes a query that could see one of its keys. Queries that see nothing by the
+    A rule about keys changes a query that could see one of them. Queries that see nothing by the
     model's own mask (padding) keep the kernel's output.
     """
     if not (call.mask is None or isinstance(call.mask, Tensor)):
@@ -160,9 +162,12 @@ class _Block:
                 level = here if level is None else level | here
             else:
                 keys = self.key_at[:, : scores.shape[-1]]
-                gone = rule.hides(self.query_at[:, queries], keys)[:, None]
-                touched = (gone & visible).any(-1)
-                scores = scores.masked_fill_(gone & here, -torch.inf)
+                meant = rule.touches(self.query_at[:, queries], keys)[:, None]
+                touched = (meant & visible).any(-1)
+                if rule.op == "reweigh":
+                    scores = torch.where(meant & here, scores + math.log(rule.factor), scores)
+                else:
+                    scores = scores.masked_fill_(meant & here, -torch.inf)
             changed[rule] = (touched & here[..., 0]).any(1).sum(-1)
         weights = _weights(scores, level, self.sinks)
         grouped = weights.unflatten(1, (self.key.shape[1], -1)).flatten(2, 3)

@@ -17,6 +17,10 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint file is missing, truncated or does not hold what its header promises."""
 
 
+class PlacementError(MnemoscopeError):
+    """The weights cannot be put where they were asked to go: no such device, memory or folder."""
+
+
 class UnsupportedModelError(MnemoscopeError):
     """The architecture is unknown, or contradicts what its table entry says."""
 
@@ -35,3 +39,7 @@ class PromptError(MnemoscopeError):
 
 class EditNeverFiredError(MnemoscopeError):
     """An intervention changed nothing, so its numbers would have been unedited ones."""
+
+
+class RemoteRunError(MnemoscopeError):
+    """A server did not run what it was sent: no key, no network, no such model, its own error."""

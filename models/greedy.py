@@ -7,19 +7,23 @@ else in each model; here it is the model's own first choice at every step.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from .backends import Inputs
 from .tokens import TokenBatch
+
+Run = Callable[[Inputs, Tensor], tuple[Tensor, Any]]
+"""`DecoderModel.run_pass`."""
 
 
 @torch.no_grad()
 def greedy_ids(
-    module: Any, batch: TokenBatch, max_new_tokens: int, stops: Collection[int]
+    run: Run, batch: TokenBatch, max_new_tokens: int, stops: Collection[int]
 ) -> Int[Tensor, "batch new"]:
     """New token ids of left-padded rows; ends early once every row holds one of `stops`.
 
@@ -30,16 +34,9 @@ def greedy_ids(
     ended = torch.zeros(len(batch), dtype=torch.bool, device=ids.device)
     cache, new = None, []
     for _ in range(max_new_tokens):
-        output = module(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = output.past_key_values
-        ids = output.logits[:, -1:].argmax(-1).to(mask.device)
+        last = torch.full_like(ids[:, :1], ids.shape[1] - 1)
+        logits, cache = run(Inputs(ids, mask.long(), positions, cache, use_cache=True), last)
+        ids = logits[:, -1:].argmax(-1).to(mask.device)
         new.append(ids)
         ended |= torch.isin(ids[:, 0], ending)
         if bool(ended.all()):

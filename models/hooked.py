@@ -21,15 +21,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .anatomy import Anatomy, resolve_anatomy
-from .attention import ATTENTION_SITES, attention_rows, keep_inputs, seeing_attention
+from .attention import ATTENTION_SITES, attention_rows, keep_inputs
 from .attention_edits import AttentionEdit, check_attention_edit
 from .attention_hooks import intervention_hooks
+from .backends import Capabilities, Inputs, Places, Read, unread
 from .edits import Edit, check_edit
 from .errors import MnemoscopeError, PromptError
 from .greedy import greedy_ids
-from .hooks import InstalledEdit, in_batch_shape, site_hook, watch_batch
+from .hooks import InstalledEdit, in_batch_shape
 from .mean_rows import mean_rows
-from .prompt_cache import PromptCache, greedy_from, prefill, suffix_logits
+from .module_places import ModulePlaces
+from .placement import devices, execution_device, named_weights
+from .prompt_cache import PromptCache, forked, greedy_from, prefill, suffix_logits
 from .row_summaries import RowSummaries, Spans, row_summaries
 from .self_test import run_self_test
 from .suffix_readings import SuffixReading, read_suffix
@@ -60,8 +63,12 @@ class Captured:
         return self.values[key]
 
     def stack(self, site: Site) -> Tensor:
-        """The site's tensors of all captured layers, `[layer, batch, ...]`."""
-        return torch.stack([value for (s, _), value in sorted(self.values.items()) if s == site])
+        """The site's tensors of all captured layers, `[layer, batch, ...]`.
+
+        On the device of the first of these layers.
+        """
+        found = [value for (s, _), value in sorted(self.values.items()) if s == site]
+        return torch.stack([value.to(found[0].device) for value in found])
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +137,8 @@ class HookedModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the embeddings, where token ids go."""
-        return self.module.get_input_embeddings().weight.device
+        """Device that the embeddings compute on, where token ids go."""
+        return execution_device(self.module.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,12 +147,15 @@ class HookedModel:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 over names, dtypes, shapes and bytes of all weights, in name order."""
+        """SHA-256 over names, dtypes, shapes and bytes of all weights, in name order.
+
+        The same wherever the weights are; offloaded ones are read once, part by part.
+        """
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
+        for name, tensor in named_weights(self.module):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             flat = tensor.detach().cpu().contiguous().flatten()
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @cached_property
@@ -161,10 +171,22 @@ class HookedModel:
             "weights_sha256": self.weights_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
             "bos_rule": self.bos_rule,
-            "device": str(self.device),
+            "device": ", ".join(devices(self.module)),
             "dtype": str(self.dtype),
             "attention": str(self.module.config._attn_implementation),
         }
+
+    # -- the engine -------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine gives; probes ask with `backends.require`."""
+        return Capabilities("this process")
+
+    @cached_property
+    def places(self) -> Places:
+        """Where callbacks are installed."""
+        return ModulePlaces(self.module, self.anatomy)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -201,43 +223,49 @@ class HookedModel:
             )
         columns = _columns(batch, at)
         folded = batch.mask if among is None else _checked_cells(batch, among, reduce)
-        kept: dict[tuple[Site, int], Tensor] = {}
+        kept: dict[tuple[str, int], Tensor] = {}
         with self.lock, ExitStack() as stack:
-            running = stack.enter_context(watch_batch(self.module))
+            running = stack.enter_context(self.places.batch())
 
             def keep(site: Site, layer: int) -> Callable[[Tensor], None]:
                 def store(x: Tensor) -> None:
                     value = _at(in_batch_shape(x, running), columns)
-                    kept[site, layer] = _reduced(value, _at(folded, columns), reduce)
+                    kept[str(site), layer] = _reduced(value, _at(folded, columns), reduce)
 
                 return store
 
             inside = [site for site in sites if site in ATTENTION_SITES]
             if inside and self.anatomy.spec.interface:
                 see = keep_inputs(inside, layers, keep)
-                stack.enter_context(seeing_attention(self.module, see))
+                stack.enter_context(self.places.scores(see, layers, into=(kept,)))
                 sites = [site for site in sites if site not in ATTENTION_SITES]
             for site in sites:
                 for layer in layers:
-                    hook = site_hook(self.module, self.anatomy, site, layer, keep(site, layer))
+                    hook = self.places.site(site, layer, keep(site, layer), into=(kept,))
                     stack.enter_context(hook)
             read = columns if reduce is None else batch.ends[:, None]
             logits = self.forward(batch, read)
-        return Captured(kept, logits)
+        return Captured({(Site(s), layer): x for (s, layer), x in kept.items()}, logits)
 
     def forward(
         self, batch: TokenBatch, columns: Int[Tensor, "batch k"] | None = None
     ) -> Float[Tensor, "batch k d_vocab"]:
         """The plain forward pass (gradients flow); logits at `columns`, or everywhere."""
         batch = batch.to(self.device)
+        return self.run_pass(Inputs(batch.ids, batch.mask.long(), batch.position_ids), columns)[0]
+
+    def run_pass(
+        self, inputs: Inputs, columns: Int[Tensor, "batch k"] | None, read: Read = unread
+    ) -> tuple[Float[Tensor, "batch k d_vocab"], Any]:
+        """One forward pass with the callbacks in force: logits at `columns` (None: everywhere), or
+        what `read` makes of them, and the longer cache (None where none is used)."""
         with unembed_only(self.module, columns):
-            output = self.module(
-                input_ids=batch.ids,
-                attention_mask=batch.mask.long(),
-                position_ids=batch.position_ids,
-                use_cache=False,
-            )
-        return output.logits
+            output = self.module(**inputs.arguments())
+        return read(output.logits), output.past_key_values if inputs.use_cache else None
+
+    def forked(self, cache: Any, rows: int) -> Any:
+        """A cache of `run_pass` for `rows` rows; running on it leaves the old one as it is."""
+        return forked(cache, rows)
 
     @contextmanager
     def intervene(
@@ -257,7 +285,7 @@ class HookedModel:
                 check_attention_edit(edit, self.anatomy)
             else:
                 check_edit(edit, self.anatomy)
-        with self.lock, intervention_hooks(self.module, self.anatomy, edits) as installed:
+        with self.lock, intervention_hooks(self.places, self.anatomy, edits) as installed:
             yield installed
 
     def generate(self, batch: TokenBatch, max_new_tokens: int = 8) -> list[list[int]]:
@@ -277,7 +305,7 @@ class HookedModel:
                 f"context of {limit}: shorten the prompt."
             )
         with self.lock:
-            new = greedy_ids(self.module, batch.to(self.device), max_new_tokens, self.stop_ids)
+            new = greedy_ids(self.run_pass, batch.to(self.device), max_new_tokens, self.stop_ids)
         return [_until(row, self.stop_ids) for row in new.tolist()]
 
     def continuations(self, texts: Sequence[str], max_new_tokens: int = 8) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,6 +23,9 @@ from .edits import Edit, Offsets, edited
 from .errors import EditNeverFiredError, MnemoscopeError, UnsupportedSiteError
 from .tokens import TokenBatch
 from .types import HeadId, NeuronId, Site
+
+if TYPE_CHECKING:
+    from .backends import Places
 
 Change = Callable[[Tensor], Tensor | None]
 """Sees a site's tensor; returns its replacement, or None to leave it alone."""
@@ -55,19 +58,23 @@ def watch_batch(module: nn.Module) -> Iterator[RunningBatch]:
             raise MnemoscopeError("the model was called without input_ids or inputs_embeds.")
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
-        running.shape = (ids.shape[0], ids.shape[1])
-        running.decoding = past > 0 and ids.shape[1] == 1
-        running.fresh, running.past = past == 0, past
-        mask: Any = kwargs.get("attention_mask")
-        plain = isinstance(mask, Tensor) and mask.ndim == 2
-        running.mask = mask[:, -ids.shape[1] :].bool() if plain else None
-        running.starts = mask.int().argmax(1) if plain else None
+        note_pass(running, (ids.shape[0], ids.shape[1]), kwargs.get("attention_mask"), past)
 
     handle = module.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield running
     finally:
         handle.remove()
+
+
+def note_pass(running: RunningBatch, shape: tuple[int, int], mask: Any, past: int) -> None:
+    """Write down the pass that begins: its tokens, its mask, and what the cache holds already."""
+    running.shape = shape
+    running.decoding = past > 0 and shape[1] == 1
+    running.fresh, running.past = past == 0, past
+    plain = isinstance(mask, Tensor) and mask.ndim == 2
+    running.mask = mask[:, -shape[1] :].bool() if plain else None
+    running.starts = mask.int().argmax(1) if plain else None
 
 
 @contextmanager
@@ -89,28 +96,47 @@ def install(
 
     Raises `UnsupportedSiteError` where the architecture has no such site.
     """
+    place = place_of(anatomy, site)
     block = part(module, anatomy.spec.blocks)[layer]
+    target = part(block, place.path) if place.path else block
+    on_side = _on_input if place.side == "input" else _on_output
+    return on_side(target, place.adapted(change))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a block a site is: the first input or the (first) output of a module of it."""
+
+    path: str
+    """Below the block; empty for the block itself."""
+    side: Literal["input", "output"]
+    adapted: Callable[[Change], Change] = lambda change: change
+    """From a change of the site's tensor to one of what stands at the place."""
+
+
+def place_of(anatomy: Anatomy, site: Site) -> Place:
+    """Raises `UnsupportedSiteError` where the architecture has no such site."""
     spec = anatomy.spec
     if site is Site.RESID_PRE:
-        return _on_input(block, change)
+        return Place("", "input")
     if site is Site.RESID_POST:
-        return _on_output(block, change)
+        return Place("", "output")
     if site is Site.Z:
-        return _on_input(part(block, spec.o_proj), _per_head(change, anatomy.n_heads))
+        return Place(spec.o_proj, "input", lambda change: _per_head(change, anatomy.n_heads))
     if site is Site.ATTN_OUT:
-        return _on_output(part(block, spec.o_proj), change)
+        return Place(spec.o_proj, "output")
     if site is Site.MLP_OUT:
-        return _on_output(part(block, spec.mlp_out), change)
+        return Place(spec.mlp_out, "output")
     if site is Site.NEURON and spec.down is not None:
-        return _on_input(part(block, spec.down), change)
+        return Place(spec.down, "input")
     if site in GATE_SITES and spec.gate is not None and spec.up is not None:
         path = spec.gate if site is Site.GATE_PRE else spec.up
         if spec.gate == spec.up:
-            change = _half(change, second=site is Site.UP)
-        return _on_output(part(block, path), change)
+            return Place(path, "output", lambda change: _half(change, second=site is Site.UP))
+        return Place(path, "output")
     has_middle = spec.resid_mid is not None and not (anatomy.parallel or anatomy.post_ln)
     if site is Site.RESID_MID and has_middle:
-        return _on_input(part(block, str(spec.resid_mid)), change)
+        return Place(str(spec.resid_mid), "input")
     raise UnsupportedSiteError(_why_not(site, anatomy))
 
 
@@ -183,17 +209,15 @@ class InstalledEdit:
 
 
 @contextmanager
-def edit_hooks(
-    module: nn.Module, anatomy: Anatomy, edits: tuple[Edit, ...]
-) -> Iterator[tuple[InstalledEdit, ...]]:
+def edit_hooks(places: Places, edits: tuple[Edit, ...]) -> Iterator[tuple[InstalledEdit, ...]]:
     """Install edits, remove them on any exit, and raise `EditNeverFiredError` for a silent one."""
     installed = tuple(InstalledEdit(edit) for edit in edits)
     with ExitStack() as stack:
-        running = stack.enter_context(watch_batch(module))
+        running = stack.enter_context(places.batch())
         for edit, one in zip(edits, installed, strict=True):
             for layer in sorted({unit.layer for unit in edit.units}):
                 change = _apply_in_layer(edit, one, layer, running)
-                stack.enter_context(site_hook(module, anatomy, edit.site, layer, change))
+                stack.enter_context(places.site(edit.site, layer, change, into=(one,)))
         yield installed
     raise_if_silent(installed)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 import sys
+from errno import ENOSPC
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -24,16 +27,20 @@ from .errors import (
     DamagedCheckpointError,
     MnemoscopeError,
     ModelNotFoundError,
+    PlacementError,
     UnsupportedModelError,
 )
 from .gguf import converted
 from .hooked import HookedModel, wrap
+from .memory_limits import Memory
 from .packaged import PACKAGED
+from .placement import Placement, devices, is_offloaded, placement
 
+_log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Backend = Literal["local"]
+Backend = Literal["local", "nnsight"]
 
 
 def load_model(
@@ -41,23 +48,69 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    backend: Backend = "local",
+    backend: Backend | None = None,
+    remote: bool | str | None = None,
+    max_memory: Memory | None = None,
+    offload_folder: str | Path | None = None,
 ) -> HookedModel:
     """Load a decoder checkpoint and prove its anatomy, for example `load_model("engram")`.
 
     A folder or file is never resolved against the network, pickled weights are never opened and a
-    checkpoint's own code is never run. `device="auto"` takes CUDA where there is one;
-    `dtype="auto"` keeps the checkpoint's type on an accelerator and uses float32 on a CPU.
+    checkpoint's own code is never run. `device="auto"` takes CUDA where there is one, all CUDA
+    devices where the model needs them, then host memory, and leaves what is over on disk, to be
+    read a layer at a time; `max_memory` bounds each of these (`{0: "20GiB", "cpu": "30GiB"}`).
+    `offload_folder` is needed only by families whose checkpoints are rewritten on loading (fused
+    experts); all others are read where they lie. Both default to the environment variables
+    `MNEMOSCOPE_MAX_MEMORY` (`0=20GiB,cpu=30GiB`) and `MNEMOSCOPE_OFFLOAD_FOLDER`. `dtype="auto"`
+    keeps the checkpoint's type on an accelerator and uses float32 on a CPU.
 
-    Raises `ModelNotFoundError`, `DamagedCheckpointError`, `UnsupportedModelError`.
+    `backend="nnsight"` runs every pass as an nnsight trace. With `remote` a server does, and no
+    weights are loaded here: True or "ndif" for NDIF, the address of one's own server, or "local" to
+    rehearse that in this process. Both default to `MNEMOSCOPE_BACKEND` and `MNEMOSCOPE_REMOTE`,
+    then to hooks in this process.
+
+    Raises `ModelNotFoundError`, `DamagedCheckpointError`, `UnsupportedModelError`,
+    `PlacementError`, `RemoteRunError`.
     """
-    if backend != "local":
-        raise MnemoscopeError(f"back end {backend!r} is not available; use backend='local'.")
+    engine, server = _engine(backend, remote)
+    if server and server != "local":
+        return _from_server(name_or_path, server)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a log file full of carriage returns helps nobody
-    name = str(name_or_path)
-    where = "cuda" if device == "auto" and torch.cuda.is_available() else device
-    where = "cpu" if where == "auto" else where
+    where = placement(device, max_memory, offload_folder)
+    model = _loaded(str(name_or_path), where, dtype)
+    if engine == "local":
+        return model
+    from .nnsight_model import traced
+
+    return traced(model, rehearse=server == "local")
+
+
+def _engine(backend: str | None, remote: bool | str | None) -> tuple[str, bool | str]:
+    """The back end and the server, the environment asked for what was left open."""
+    if remote is None:
+        remote = "" if backend == "local" else os.environ.get("MNEMOSCOPE_REMOTE", "")
+    if backend is None:
+        backend = "nnsight" if remote else os.environ.get("MNEMOSCOPE_BACKEND", "local")
+    if backend not in get_args(Backend):
+        raise MnemoscopeError(
+            f"back end {backend!r} is not available: use {' or '.join(get_args(Backend))}."
+        )
+    if remote and backend == "local":
+        raise MnemoscopeError("a server runs nnsight: leave backend='local' out, or remote.")
+    return backend, True if remote == "ndif" else remote
+
+
+def _from_server(name_or_path: str | Path, server: bool | str) -> HookedModel:
+    from .nnsight_model import on_server
+
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name in PACKAGED or path.exists():
+        name = str(checkpoint_folder(name_or_path))
+    return on_server(name, load_tokenizer(name_or_path), server)
+
+
+def _loaded(name: str, where: Placement, dtype: str) -> HookedModel:
     if name in PACKAGED:
         return _from_folder(PACKAGED[name](), name, where, dtype)
     path = Path(name).expanduser()
@@ -107,46 +160,84 @@ def checkpoint_folder(name_or_path: str | Path) -> Path:
     return path
 
 
-def _from_folder(folder: Path, name: str, device: str, dtype: str) -> HookedModel:
+def _from_folder(folder: Path, name: str, where: Placement, dtype: str) -> HookedModel:
     check_folder(folder)
     note = folder / "source.json"
     source = str(json.loads(note.read_text())) if note.is_file() else str(folder)
-    return _wrapped(folder, name, source, device, dtype, local=True)
+    return _wrapped(folder, name, source, where, dtype, local=True)
 
 
-def _from_hub(name: str, device: str, dtype: str) -> HookedModel:
+def _from_hub(name: str, where: Placement, dtype: str) -> HookedModel:
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelNotFoundError(
             f"{name!r} is no folder, no GGUF file and no hub id (owner/name). "
             f"Models that need no network: {', '.join(PACKAGED)}."
         )
-    return _wrapped(name, name, f"hub:{name}", device, dtype, local=False)
+    return _wrapped(name, name, f"hub:{name}", where, dtype, local=False)
 
 
 def _wrapped(
-    place: Path | str, name: str, source: str, device: str, dtype: str, *, local: bool
+    place: Path | str, name: str, source: str, where: Placement, dtype: str, *, local: bool
 ) -> HookedModel:
     config = _config(place, name, local)
+    quantised = getattr(config, "quantization_config", None) is not None
+    if quantised and where.limited:
+        raise PlacementError(_quantised(name))
     try:
         module, info = AutoModelForCausalLM.from_pretrained(
             place,
             config=config,
-            dtype=_dtype(dtype, device),
+            dtype=_dtype(dtype, where),
             local_files_only=local,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            device_map=where.device_map,
+            max_memory=where.max_memory,
+            offload_folder=where.offload_folder,
         )
-    except OSError as error:
-        raise ModelNotFoundError(_unreachable(name, local, error)) from error
-    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        _refuse_placement(name, where, error)
+        if isinstance(error, OSError):
+            raise ModelNotFoundError(_unreachable(name, local, error)) from error
         raise DamagedCheckpointError(
             f"{name} could not be loaded, its weights are damaged or do not fit its config.json: "
             f"{_first_line(error)}"
         ) from error
     _check_fit(name, info, config.get_text_config())
     tokenizer = _tokenizer(place, name, local)
-    return wrap(module.to(device), tokenizer, name=name, source=source)
+    if is_offloaded(module):
+        if quantised:
+            raise PlacementError(_quantised(name))
+        _log.warning(
+            "%s lies in %s: offloaded layers are read again in every pass.",
+            name,
+            ", ".join(devices(module)),
+        )
+    return wrap(module, tokenizer, name=name, source=source)
+
+
+def _quantised(name: str) -> str:
+    return (
+        f"{name} is quantised, and the scales of quantised weights do not come back with an "
+        "offloaded part: load it whole on one device (device='cuda', no max_memory) or take the "
+        "unquantised checkpoint."
+    )
+
+
+def _refuse_placement(name: str, where: Placement, error: Exception) -> None:
+    """Raises `PlacementError` where the weights were fine but had nowhere to go."""
+    if "offload_folder" in str(error):
+        raise PlacementError(
+            f"{name} does not fit into memory, and its weights have to be rewritten to be read "
+            "layer by layer: give an offload_folder on a disk with room for them."
+        ) from error
+    full = isinstance(error, OSError) and error.errno == ENOSPC
+    if where.offload_folder and (full or "No space left on device" in str(error)):
+        raise PlacementError(
+            f"the disk of the offload folder {where.offload_folder} is full: {name} does not fit "
+            "there; give an offload_folder with more room."
+        ) from error
 
 
 def _config(place: Path | str, name: str, local: bool) -> Any:
@@ -193,9 +284,9 @@ def _tokenizer(place: Path | str, name: str, local: bool) -> Any:
         ) from error
 
 
-def _dtype(dtype: str, device: str) -> Any:
+def _dtype(dtype: str, where: Placement) -> Any:
     if dtype == "auto":
-        return torch.float32 if device == "cpu" else "auto"
+        return torch.float32 if where.on_cpu else "auto"
     if dtype not in _DTYPES:
         raise MnemoscopeError(f"dtype {dtype!r} is unknown: use auto, {', '.join(_DTYPES)}.")
     return _DTYPES[dtype]

@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import MnemoscopeError
 from .prompt_cache import PromptCache, check_room, run_behind, suffix_columns
 from .row_folding import WORKING_BYTES, HiddenKeys, check_mask, chunk_scores, scaled_queries
-from .row_summaries import check_all_read, check_layers, seeing_scores
+from .row_summaries import check_all_read, check_layers
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
@@ -61,7 +61,7 @@ def mean_rows(
             # A sliding layer's cache holds its last keys only.
             result[list(layers).index(layer), :, keys - k.shape[2] :] = row.to(result.device)
 
-    with model.lock, seeing_scores(model, see):
+    with model.lock, model.places.scores(see, layers, into=(result, missing)):
         run_behind(model, prompt, torch.tensor([list(suffix)]), columns[:, -1:])
     check_all_read(model, missing)
     return result

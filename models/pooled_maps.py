@@ -22,7 +22,7 @@ from torch import Tensor
 from .errors import PromptError, UnsupportedModelError
 from .prompt_cache import check_room
 from .row_folding import WORKING_BYTES, HiddenKeys, check_mask, chunk_scores, scaled_queries
-from .row_summaries import check_all_read, seeing_scores
+from .row_summaries import check_all_read
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
@@ -162,7 +162,7 @@ def hold_scores(
             parts[layer].append(HeldScores(q.detach().clone(), new.detach().clone(), followed))
 
     held: dict[int, HeldScores] = {}
-    with model.lock, seeing_scores(model, see):
+    with model.lock, model.places.scores(see, layers):
         yield held
     check_all_read(model, {layer for layer, pieces in parts.items() if not pieces})
     for layer, pieces in parts.items():
@@ -207,7 +207,7 @@ def pooled_maps(
             maps[layer] = HeldScores(q, k, options).pooled(query_edges, key_edges)
 
     batch = model.batch([ids])
-    with model.lock, seeing_scores(model, see):
+    with model.lock, model.places.scores(see, layers):
         model.forward(batch, batch.ends[:, None])
     check_all_read(model, set(layers) - set(maps))
     return {layer: maps[layer] for layer in layers}

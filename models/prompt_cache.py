@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .backends import Inputs
 from .errors import MnemoscopeError, PromptError
-from .unembedding import unembed_only
 
 if TYPE_CHECKING:
     from .hooked import HookedModel
@@ -98,15 +98,15 @@ def run_behind(
     rows, past = ids.shape[0], 0 if prompt is None else len(prompt)
     positions = torch.arange(past, past + ids.shape[1]).expand(rows, -1)
     mask = torch.ones(rows, past + ids.shape[1], dtype=torch.long)
-    with model.lock, unembed_only(model.module, columns):
-        output = model.module(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            position_ids=positions.to(model.device),
-            past_key_values=None if prompt is None else _fork(prompt.cache, rows),
-            use_cache=True,
-        )
-    return output.logits, output.past_key_values
+    inputs = Inputs(
+        ids.to(model.device),
+        mask.to(model.device),
+        positions.to(model.device),
+        None if prompt is None else model.forked(prompt.cache, rows),
+        use_cache=True,
+    )
+    with model.lock:
+        return model.run_pass(inputs, columns)
 
 
 def suffix_columns(
@@ -123,7 +123,7 @@ def suffix_columns(
     return torch.tensor([offsets]).expand(rows, -1)
 
 
-def _fork(cache: Any, rows: int) -> Any:
+def forked(cache: Any, rows: int) -> Any:
     """The same cache for `rows` rows; running on it leaves the old one as it is."""
     fork = copy.copy(cache)
     fork.layers = [copy.copy(layer) for layer in cache.layers]

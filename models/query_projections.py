@@ -24,16 +24,20 @@ def query_hook(
     """
     block = part(module, anatomy.spec.blocks)[layer]
     query_width(module, anatomy)
-    joint = anatomy.spec.joint_query_norm
-    if joint is None:
-        target, hook = part(block, anatomy.spec.query), _on_projection(anatomy, change)
-    else:
-        target, hook = part(block, joint), _on_joint_norm(anatomy, heads, change)
-    handle = target.register_forward_hook(hook)
+    path, hook = query_place(anatomy, heads, change)
+    handle = part(block, path).register_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
+
+
+def query_place(anatomy: Anatomy, heads: Sequence[int], change: Change) -> tuple[str, Any]:
+    """The module below a block whose output holds the queries, and the forward hook for it."""
+    joint = anatomy.spec.joint_query_norm
+    if joint is None:
+        return anatomy.spec.query, _on_projection(anatomy, change)
+    return joint, _on_joint_norm(anatomy, heads, change)
 
 
 def query_width(module: nn.Module, anatomy: Anatomy) -> int:

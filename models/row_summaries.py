@@ -7,8 +7,7 @@ logsumexp and the attention mass on labelled spans of keys (`row_folding`). What
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .anatomy import part
-from .attention import See, seeing_attention
 from .errors import MnemoscopeError, PromptError, UnsupportedModelError
 from .row_folding import FoldedRows, fold_rows
 from .tokens import TokenBatch
@@ -98,7 +95,8 @@ def row_summaries(
             for place, rows in fold_rows(q, k, mask, columns, masks, options, top, chunk):
                 put_rows(result, (at, *place), rows)
 
-    with seeing_scores(model, see):
+    into = (*tensors_of(result), missing)
+    with model.places.scores(see, layers, into):
         model.forward(batch, batch.ends[:, None])
     check_all_read(model, missing)
     return _without_padding(result, batch.mask.to(model.device))
@@ -170,6 +168,12 @@ def no_summaries(
     )
 
 
+def tensors_of(result: RowSummaries) -> tuple[Tensor, ...]:
+    """What `put_rows` writes to."""
+    floats = (result.top_weight, result.logsumexp, result.mass, result.peak)
+    return (result.top_key, *floats, result.visible)
+
+
 def put_rows(
     result: RowSummaries, place: tuple[int | slice, ...], rows: FoldedRows, before: int = 0
 ) -> None:
@@ -222,29 +226,3 @@ def check_all_read(model: HookedModel, missing: set[int]) -> None:
             f"{model.name} does not score its attention where rows can be read: load it with "
             "another attention implementation, for example 'sdpa' or 'eager'."
         )
-
-
-@contextmanager
-def seeing_scores(model: HookedModel, see: See) -> Iterator[None]:
-    """`seeing_attention`, also for GPT-J, which scores in a method of its own outside the table."""
-    if model.anatomy.spec.interface:
-        with seeing_attention(model.module, see):
-            yield
-        return
-    blocks = part(model.module, model.anatomy.spec.blocks)
-    attentions = [part(block, model.anatomy.spec.attn) for block in blocks]
-
-    def watched(attn: Any, layer: int, own: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Any:
-            see(layer, query, key, value, mask, {"scaling": 1 / attn.scale_attn})
-            return own(query, key, value, mask)
-
-        return wrapper
-
-    try:
-        for layer, attn in enumerate(attentions):
-            attn._attn = watched(attn, layer, attn._attn)
-        yield
-    finally:
-        for attn in attentions:
-            attn.__dict__.pop("_attn", None)  # the class's own method is left

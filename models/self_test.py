@@ -9,9 +9,10 @@ import torch
 from einops import einsum
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, head_output_weights, is_on_meta, part
+from .anatomy import Anatomy, head_output_weights, part
 from .errors import UnsupportedModelError
 from .hooks import site_hook
+from .placement import execution_device, materialised
 from .types import Site
 
 
@@ -21,13 +22,11 @@ def run_self_test(module: Any, anatomy: Anatomy) -> None:
 
     1. `attn_out = sum_h z[h] W_O[h] + bias`; 2. attention and MLP run once each (both sites fire);
     3. block outputs are the next block's inputs; 4. values have `n_kv_heads` heads of width `d_v`.
-    Skipped for weights that are offloaded to disk. Raises `UnsupportedModelError`.
+    Offloaded weights are read once, output projections twice. Raises `UnsupportedModelError`.
     """
-    if is_on_meta(module):
-        return
     seen: dict[tuple[Site, int], Tensor] = {}
     sites = (Site.RESID_PRE, Site.RESID_POST, Site.Z, Site.ATTN_OUT, Site.MLP_OUT)
-    device = module.get_input_embeddings().weight.device
+    device = execution_device(module.get_input_embeddings())
     ids = torch.arange(3, device=device)[None] % anatomy.d_vocab
     with ExitStack() as stack:
         for site in sites:
@@ -78,11 +77,12 @@ def _check_layer(
 ) -> None:
     o_proj = part(part(module, anatomy.spec.blocks)[layer], anatomy.spec.o_proj)
     if o_proj.weight.is_floating_point():  # packed quantised projections have no slices to check
-        slices = head_output_weights(o_proj, anatomy.n_heads).float()
         z = seen[Site.Z, layer].float()
-        rebuilt = einsum(z, slices, "b t head d_v, head d_v d -> b t d")
-        bias = getattr(o_proj, "bias", None)
-        rebuilt = rebuilt if bias is None else rebuilt + bias.float()
+        with materialised([o_proj]):
+            slices = head_output_weights(o_proj, anatomy.n_heads).float()
+            rebuilt = einsum(z, slices, "b t head d_v, head d_v d -> b t d")
+            bias = getattr(o_proj, "bias", None)
+            rebuilt = rebuilt if bias is None else rebuilt + bias.float()
         _close(anatomy, layer, "attention output", rebuilt, seen[Site.ATTN_OUT, layer])
     if layer + 1 < anatomy.n_layers:
         after, before = seen[Site.RESID_POST, layer], seen[Site.RESID_PRE, layer + 1]

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .errors import MnemoscopeError, PromptError
-from .hooks import site_hook
 from .prompt_cache import PromptCache, check_room, run_behind, suffix_columns
 from .row_folding import fold_rows
 from .row_summaries import (
@@ -26,7 +25,7 @@ from .row_summaries import (
     check_top,
     no_summaries,
     put_rows,
-    seeing_scores,
+    tensors_of,
 )
 from .types import Site, TokenSpan
 
@@ -93,10 +92,11 @@ def read_suffix(
 
     z: dict[int, Tensor] = {}
     with model.lock, ExitStack() as stack:
-        stack.enter_context(seeing_scores(model, see))
+        into = (*tensors_of(rows), span_value, missing)
+        stack.enter_context(model.places.scores(see, layers, into))
         for layer in layers if values else ():
-            hook = site_hook(model.module, model.anatomy, Site.Z, layer, _keep(z, layer, columns))
-            stack.enter_context(hook)
+            keep = _keep(z, layer, columns)
+            stack.enter_context(model.places.site(Site.Z, layer, keep, into=(z,)))
         logits, _ = run_behind(model, prompt, torch.tensor([list(suffix)]), columns)
     check_all_read(model, missing)
     return SuffixReading(rows, logits[0], _stacked(z, layers), _stacked(span_value, layers))

@@ -16,9 +16,10 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .anatomy import GATE_SITES, Anatomy, is_on_meta
+from .anatomy import GATE_SITES, Anatomy
 from .errors import MnemoscopeError, UnsupportedModelError, UnsupportedSiteError
 from .hooked import HookedModel, wrap
+from .placement import is_offloaded
 from .tokens import TokenBatch
 from .types import Site
 
@@ -171,7 +172,7 @@ def _local(module: nn.Module | None) -> PreTrainedModel:
             "bridges of other kinds (vLLM, Inspect, native) have nothing to convert."
         )
     placed = {str(p.device) for p in module.parameters()}
-    if is_on_meta(module) or len(placed) > 1:
+    if is_offloaded(module) or len(placed) > 1:
         where = ", ".join(sorted(placed))
         raise UnsupportedModelError(
             f"the weights are spread over {where}: load the model on one device in memory."

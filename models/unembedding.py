@@ -6,13 +6,13 @@ cost more memory than the pass itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @contextmanager
@@ -22,13 +22,21 @@ def unembed_only(module: Any, columns: Int[Tensor, "batch k"] | None) -> Iterato
         yield
         return
 
-    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0]
-        rows = torch.arange(x.shape[0], device=x.device)[:, None]
-        return (x[rows, columns.to(x.device)],)
-
-    handle = module.get_output_embeddings().register_forward_pre_hook(pick)
+    pick = picking(columns)
+    handle = module.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: (pick(args[0]),)
+    )
     try:
         yield
     finally:
         handle.remove()
+
+
+def picking(columns: Int[Tensor, "batch k"]) -> Callable[[Tensor], Tensor]:
+    """From `[batch, pos, width]` to the given columns of each row."""
+
+    def pick(x: Tensor) -> Tensor:
+        rows = torch.arange(x.shape[0], device=x.device)[:, None]
+        return x[rows, columns.to(x.device)]
+
+    return pick

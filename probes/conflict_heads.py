@@ -24,8 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.facts.conflicts import ConflictItem
+from ..interventions.end_chain import EndChain
 from ..interventions.end_total_effect import end_total_effects
-from ..interventions.path_patching import EndChain, direct_effects, end_states
+from ..interventions.patched_passes import PassChain, effects_by_passes
+from ..interventions.path_patching import direct_effects, end_states
 from ..models.batching import adaptive, length_buckets
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
@@ -111,7 +113,7 @@ class ConflictHeads:
 
 
 def measure_effects(
-    chain: EndChain,
+    chain: EndChain | PassChain,
     items: Sequence[ConflictItem],
     *,
     form: Form = "substitution",
@@ -263,7 +265,7 @@ def superposed(
 
 
 def _measure_unit(
-    chain: EndChain,
+    chain: EndChain | PassChain,
     items: Sequence[ConflictItem],
     unit: Sequence[int],
     form: Form,
@@ -291,7 +293,7 @@ def _measure_unit(
 
 
 def _first_tokens(
-    chain: EndChain,
+    chain: EndChain | PassChain,
     items: Sequence[ConflictItem],
     form: Form,
     estimand: Estimand,
@@ -301,10 +303,20 @@ def _first_tokens(
     model = chain.model
     batch = model.tokens([item.prompt(form) for item in items])
     token_ids = torch.stack([_first_ids(model, item, form) for item in items])
+    corruptions = [
+        model.tokens([_corrupted(item, form, corruption) for item in items])
+        for corruption in (0, 1)
+    ]
+    if isinstance(chain, PassChain):
+        frozen = estimand == "direct"
+        passes = [
+            effects_by_passes(model, batch, other, token_ids, frozen=frozen, memory_mb=memory_mb)
+            for other in corruptions
+        ]
+        return [(_grid(model, one.change), one.clean.double().cpu().numpy()) for one in passes]
     original = end_states(model, batch)
     results = []
-    for corruption in (0, 1):
-        corrupted = model.tokens([_corrupted(item, form, corruption) for item in items])
+    for corrupted in corruptions:
         replacement = end_states(model, corrupted).z
         if estimand == "direct":
             effects = direct_effects(chain, original, replacement, token_ids, memory_mb=memory_mb)
@@ -315,7 +327,11 @@ def _first_tokens(
 
 
 def _whole_answers(
-    chain: EndChain, items: Sequence[ConflictItem], form: Form, corruption: int, memory_mb: int
+    chain: EndChain | PassChain,
+    items: Sequence[ConflictItem],
+    form: Form,
+    corruption: int,
+    memory_mb: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Teacher-forced log-probabilities: one chain an answer token, summed over the answer."""
     per_answer = [
@@ -333,7 +349,7 @@ def _whole_answers(
 
 
 def _forced(
-    chain: EndChain,
+    chain: EndChain | PassChain,
     prompts: Sequence[str],
     corrupted: Sequence[str],
     answers: Sequence[str],
@@ -348,14 +364,27 @@ def _forced(
     targets = torch.zeros_like(at)
     for i, answer in enumerate(ids):
         targets[i, : len(answer)] = torch.tensor(answer)
-    effects = direct_effects(
-        chain,
-        end_states(model, batch, at=at),
-        end_states(model, other, at=other_at).z,
-        targets.flatten()[:, None],
-        log_probs=True,
-        memory_mb=memory_mb,
-    )
+    wanted = targets.flatten()[:, None]
+    if isinstance(chain, PassChain):
+        effects = effects_by_passes(
+            model,
+            batch,
+            other,
+            wanted,
+            at=at,
+            corrupted_at=other_at,
+            log_probs=True,
+            memory_mb=memory_mb,
+        )
+    else:
+        effects = direct_effects(
+            chain,
+            end_states(model, batch, at=at),
+            end_states(model, other, at=other_at).z,
+            wanted,
+            log_probs=True,
+            memory_mb=memory_mb,
+        )
     k = at.shape[1]
     change = effects.change.unflatten(0, (-1, k))[..., 0] * real[..., None]  # [item, k, row]
     clean = effects.clean.unflatten(0, (-1, k))[..., 0] * real

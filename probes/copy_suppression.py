@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..data.neutral import neutral_passages
+from ..interventions.end_chain import EndChain, after_blocks
 from ..interventions.logit_directions import logit_directions
-from ..interventions.path_patching import EndChain, after_blocks
 from ..models.errors import MnemoscopeError
 from ..models.hooked import Captured, HookedModel
 from ..models.hooks import site_hook

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..models.errors import MnemoscopeError, UnsupportedModelError
 from ..models.hooked import HookedModel
+from ..models.placement import materialised
 from ..results.statistics import Interval, bootstrap_mean
 from .representation_alignment import linear_cka
 
@@ -114,8 +115,9 @@ def is_tied(model: HookedModel) -> bool:
 
 
 def _tables(model: HookedModel) -> tuple[Tensor, Tensor]:
-    read = model.module.get_input_embeddings().weight
-    written = model.module.get_output_embeddings().weight
+    reader, writer = model.module.get_input_embeddings(), model.module.get_output_embeddings()
+    with materialised([reader, writer]):
+        read, written = reader.weight, writer.weight
     if read.shape[1] != written.shape[1]:
         raise UnsupportedModelError(
             f"{model.name} reads tokens as {read.shape[1]} numbers and writes them from "

@@ -15,7 +15,7 @@ import numpy as np
 import polars
 
 from ..data.facts.conflicts import Condition, ConflictItem, Outcome, classify
-from ..models.edits import Edit
+from ..interventions.head_ablation import AnyEdit
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..results.run import Run
@@ -80,7 +80,7 @@ def answer_items(
     model: HookedModel,
     items: Sequence[ConflictItem],
     conditions: Sequence[Condition],
-    edits: Sequence[Edit] = (),
+    edits: Sequence[AnyEdit] = (),
     *,
     rows: int = 32,
     new_tokens: int = NEW_TOKENS,
@@ -108,7 +108,7 @@ def kept_answers(
     model: HookedModel,
     items: Sequence[ConflictItem],
     conditions: Sequence[Condition],
-    edits: Sequence[Edit] = (),
+    edits: Sequence[AnyEdit] = (),
 ) -> tuple[Answer, ...]:
     """`answer_items` as one unit of a run: asked once, kept, and read back after that."""
     if label not in run.done:

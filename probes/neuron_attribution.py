@@ -32,6 +32,7 @@ from ..models.edits import Edit
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.hooks import RunningBatch, in_batch_shape, site_hook, watch_batch
+from ..models.placement import materialised
 from ..models.types import NeuronId, Site
 from .elicitation import Progress, silent
 from .fact_batches import FactBatch, batch_of, fact_batches, margins_of, wide
@@ -298,7 +299,9 @@ class _Watch:
         if self.task.site is Site.MLP_OUT:
             return end
         block = part(self.task.model.module, anatomy.spec.blocks)[layer]
-        weight = part(block, str(anatomy.spec.down)).weight.detach().to(value)
+        down = part(block, str(anatomy.spec.down))
+        with materialised([down]):
+            weight = down.weight.detach().to(value)
         return end @ (weight.T if anatomy.spec.transposed else weight)
 
     def _by_fact(self, cells: Float[Tensor, "row pos unit"]) -> Float[np.ndarray, "fact unit"]:

@@ -93,7 +93,7 @@ class RelationNeurons:
     selected: Int[np.ndarray, "relation layer unit"]
     """In how many of `resamples` subsamples of the subjects the unit is in the top k (int16)."""
     write_norm: Float[np.ndarray, "layer unit"]
-    """Length of what the unit writes per unit of hidden activation."""
+    """Length of what the unit writes per unit of hidden activation; NaN without weights."""
     pseudo: tuple[str, ...]
     """Names of the fake relations."""
     pseudo_scores: Float[np.ndarray, "pseudo k"]
@@ -313,10 +313,17 @@ def _assembled(
         p=p,
         q=adjusted_by_relation(p),
         selected=times_selected(units[tops.resample], n_relations, p.shape[1:]),
-        write_norm=write_norms(model, search.site).float().numpy(),
+        write_norm=_write_norms(model, search.site),
         pseudo=plan.pseudo,
         pseudo_scores=values[tops.pseudo],
         top_same=units[tops.same],
         top_new=units[tops.new],
         **grids,
     )
+
+
+def _write_norms(model: HookedModel, site: Site) -> Float[np.ndarray, "layer unit"]:
+    """NaN where the engine has no weights to read."""
+    if not model.capabilities.weights:
+        return np.full((model.anatomy.n_layers, model.anatomy.n_units(site)), np.nan, np.float32)
+    return np.asarray(write_norms(model, site).float().numpy())

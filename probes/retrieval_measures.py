@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ..data.facts.needles import NeedleDesign
-from ..interventions.path_patching import EndChain, build_chain
+from ..interventions.end_chain import EndChain
+from ..interventions.path_patching import build_chain
 from ..models.errors import MnemoscopeError, UnsupportedModelError
 from ..models.hooked import HookedModel
 from ..models.tokens import encode

@@ -25,7 +25,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..data.facts.pairs import WAYS, PairRelation, Way, pairs_sha256, usable_pairs, with_pairs
-from ..interventions.path_patching import EndChain, build_chain
+from ..interventions.end_chain import EndChain
+from ..interventions.path_patching import build_chain
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..results.kept_units import kept_arrays

@@ -19,7 +19,7 @@ is read too, so the two can disagree about heads that gather context early.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -240,8 +240,9 @@ def _read(
     def keep(_: object, args: tuple[Tensor, ...]) -> None:
         hidden.append(args[0])
 
-    def mix(call: AttentionCall, full: Tensor) -> Tensor:
+    def mix(call: AttentionCall, own: Callable[[], Tensor]) -> Tensor:
         rows, heads = np.nonzero(restricted[:, call.layer])
+        full = own()
         return full if not len(rows) else _restricted(call, full, rows, heads, sink, recent, total)
 
     handle = model.module.get_output_embeddings().register_forward_pre_hook(keep)

@@ -217,21 +217,21 @@ def _final_states(
     return kept[0]
 
 
-def _unchanged(_: AttentionCall, full: Tensor) -> Tensor:
-    return full
+def _unchanged(_: AttentionCall, own: Callable[[], Tensor]) -> Tensor:
+    return own()
 
 
 def _keeping(kept: dict[int, Tensor]) -> Mix:
-    def mix(call: AttentionCall, full: Tensor) -> Tensor:
-        kept[call.layer] = full
-        return full
+    def mix(call: AttentionCall, own: Callable[[], Tensor]) -> Tensor:
+        kept[call.layer] = own()
+        return kept[call.layer]
 
     return mix
 
 
 def _mixing(alpha: Tensor, teacher: dict[int, Tensor], settings: GateSettings) -> Mix:
-    def mix(call: AttentionCall, own: Tensor) -> Tensor:
-        full = teacher.get(call.layer, own)
+    def mix(call: AttentionCall, own: Callable[[], Tensor]) -> Tensor:
+        full = teacher[call.layer] if call.layer in teacher else own()
         stream = streaming_output(call, settings.sink, settings.recent)
         group = full.shape[2] // alpha.shape[1]
         gate = alpha[call.layer].clamp(0, 1).repeat_interleave(group)[:, None].to(full.device)

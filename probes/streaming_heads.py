@@ -28,9 +28,10 @@ from ..models.hooked import HookedModel
 LEAST_BLOCK = 64
 """Queries are taken in blocks of at least so many (and of `recent`, if that is more)."""
 
-Mix = Callable[[AttentionCall, Tensor], Tensor]
-"""Makes of a layer's attention call and its full output `[batch, pos, head, d_v]` the output that
-the model goes on with."""
+Mix = Callable[[AttentionCall, Callable[[], Tensor]], Tensor]
+"""Makes of a layer's attention call the output `[batch, pos, head, d_v]` that the model goes on
+with. Its second argument computes the layer's own full output, which costs what attention costs:
+call it where that is wanted only."""
 
 
 def streaming_output(
@@ -62,8 +63,15 @@ def mixed_attention(model: HookedModel, mix: Mix) -> Iterator[None]:
     check_interface(model)
 
     def around(call: AttentionCall, own: Callable[[], Any]) -> Any:
-        full, weights = own()
-        return mix(call, full), weights
+        weights: list[Any] = []
+
+        def full() -> Tensor:
+            out, found = own()
+            weights.append(found)
+            return out
+
+        mixed = mix(call, full)
+        return mixed, weights[-1] if weights else None
 
     with model.lock, around_attention(model.module, around):
         yield

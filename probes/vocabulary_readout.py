@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.facts.pairs import Way
-from ..interventions.path_patching import EndChain, after_blocks
+from ..interventions.end_chain import EndChain, after_blocks
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..results.statistics import bootstrap_mean

@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..data.facts.needles import NeedleDesign, Trial
+from ..interventions.end_chain import EndChain
 from ..interventions.logit_directions import logit_directions
-from ..interventions.path_patching import EndChain
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.hooks import site_hook

@@ -22,12 +22,16 @@ in a corrupted prompt: another subject (*memory score*) or another claim (*conte
 are two separate measurements, with intervals over subjects and q-values (Benjamini-Hochberg).
 Cells with q > 0.05 are faded.
 
-**Switching heads off.** Every position is edited, in the prompt and while answering. That is the
-effect of pruning, not the direct effect of the grid: later heads see the change too. The same is
-done to 20 sets of random heads of the same layers with similar output norms (to 5 where 20 would
-take long). If the change lies inside their range, the page says *not better than random*. Even a
-set that does nothing special falls outside the range of 20 different sets one time in ten, and more
-often where there are fewer different sets; the page says how often.
+**Switching heads, edges or units off.** Every position is edited, in the prompt and while answering
+(of units all but a prompt's first token). That is the effect of pruning, not the direct effect of
+the grid: later heads see the change too. Heads and units are zeroed, set to their mean on neutral
+text or scaled. Edges are what a head sees: those to chosen tokens are cut or weighed anew, or all
+get the same weight. The same is done to 20 sets of random heads and units of the same layers that
+put out as much, or of other tokens (to 5 where 20 would take long). If the change lies inside their
+range, the page says *not better than random*. Even a set that does nothing special falls outside
+the range of 20 different sets one time in ten, and more often where there are fewer different sets;
+the page says how often. Rates make the same change while many facts or needles are asked. `prune`
+writes changes of heads into a checkpoint; edges have no weights of their own.
 
 **Patterns.** Attention says where a head looks, not what it moves. Much of it often rests on the
 first token (the *sink*), which carries little; the share is stated.
@@ -45,7 +49,9 @@ write as much.
 answer in the needle, on the very token that was then predicted. Rows are read twice: with the gold
 answer put behind the question (*forced*, defined where the model fails too) and with what it says
 by itself (*free*, what happened). *Asking* rows are those of the question, *answering* rows those
-that predict the answer. One trial is an anecdote; `mnemoscope retrieval score` measures many.
+that predict the answer. One trial is an anecdote; `mnemoscope retrieval score` measures many. A
+text of your own, pasted or a file, can stand in for the haystack: the needle is then the first of
+its sentences that says the answer.
 
 **Maps.** A cell of a map stands for a stretch of queries and one of keys: *peak* is the highest
 weight in it, *mass* the share of the queries' attention on all of its keys. Colours are

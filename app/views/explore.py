@@ -31,8 +31,8 @@ def page() -> None:
         show_answers(scene)
         grid = show_heads(scene)
         show_lens(scene)
-        show_switch(scene)
-        show_head_sets(scene, grid)
+        switched = show_switch(scene)
+        show_head_sets(scene, grid, switched)
         show_heads_job(settings, label)
 
 

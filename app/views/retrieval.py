@@ -9,6 +9,7 @@ from mnemoscope.app.job_forms import show_retrieval_job
 from mnemoscope.app.needle_scene import needle_sidebar
 from mnemoscope.app.needle_section import show_readers, show_trial
 from mnemoscope.app.needle_set_section import show_needle_set
+from mnemoscope.app.needle_switch_section import show_needle_switch
 from mnemoscope.app.plain import told
 from mnemoscope.app.settings import settings_from_environment
 
@@ -25,7 +26,8 @@ def page() -> None:
         show_trial(scene)
         score = show_readers(scene)
         show_maps(scene)
-        show_needle_set(scene, score)
+        switched = show_needle_switch(scene)
+        show_needle_set(scene, score, switched)
         show_retrieval_job(settings, scene.label)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars
@@ -13,10 +15,12 @@ from mnemoscope.app.plain import as_text, told
 from mnemoscope.app.run_scores import grid_frame
 from mnemoscope.app.settings import settings_from_environment
 from mnemoscope.probes.conflict_heads import ROLES
+from mnemoscope.results.provenance import JSON
 from mnemoscope.results.queued_runs import settle_runs
 from mnemoscope.results.run_folder import RunInfo, RunStatus, load_run
 
-SECONDS = 2
+SECONDS, IDLE_SECONDS = 2, 5
+"""Between two readings of the list while something runs, and while nothing does."""
 
 
 def page() -> None:
@@ -28,15 +32,15 @@ def page() -> None:
     )
     runs = settle_runs(root)
     show_missing(runs)
-    if not runs:
-        exports.info(
-            "There are no runs yet. Start one as a job on the page of a method, or in a terminal, "
-            "for example `mnemoscope heads score engram`."
-        )
-        return
-    watched = any(run.status in (RunStatus.RUNNING, RunStatus.QUEUED) for run in runs)
-    st.fragment(show_listing, run_every=SECONDS if watched else None)(root, watched)
-    show_chosen(runs)
+    every = SECONDS if going_on(runs) else IDLE_SECONDS
+    st.fragment(show_listing, run_every=every)(root, tuple(run.id for run in runs), every)
+    if runs:
+        show_chosen(runs)
+
+
+def going_on(runs: tuple[RunInfo, ...]) -> bool:
+    """Whether one of them may change by itself."""
+    return any(run.status in (RunStatus.RUNNING, RunStatus.QUEUED) for run in runs)
 
 
 def show_missing(runs: tuple[RunInfo, ...]) -> None:
@@ -46,9 +50,26 @@ def show_missing(runs: tuple[RunInfo, ...]) -> None:
         job_card(named)
 
 
-def show_listing(root: Path, watched: bool) -> None:
-    """The table; while something runs it is read again every two seconds."""
+def show_listing(root: Path, known: tuple[str, ...], every: int) -> None:
+    """The table, read again every so many seconds; new runs, of a terminal too, redraw the page."""
     runs = settle_runs(root)
+    still = going_on(runs)
+    if {run.id for run in runs} != set(known) or every != (SECONDS if still else IDLE_SECONDS):
+        st.rerun()
+    with exports.section("listing"):
+        show_table(runs)
+    when = "while a run is going." if still else "for runs of a terminal: nothing is running."
+    st.caption(f"Read again every {every} seconds {when}")
+
+
+def show_table(runs: tuple[RunInfo, ...]) -> None:
+    """Every run with how far it is, or how to come by one."""
+    if not runs:
+        exports.info(
+            "There are no runs yet. Start one as a job on the page of a method, or in a terminal, "
+            "for example `mnemoscope heads score engram`."
+        )
+        return
     rows = [
         {
             "run": run.id,
@@ -62,21 +83,12 @@ def show_listing(root: Path, watched: bool) -> None:
         for run in runs
     ]
     progress = st.column_config.ProgressColumn("progress", min_value=0.0, max_value=1.0)
-    with exports.section("listing"):
-        exports.table(
-            polars.DataFrame(rows, schema_overrides={"progress": polars.Float64}),
-            name="all runs",
-            columns={"progress": progress},
-            alt="Table of runs with status and progress.",
-        )
-    still = any(run.status in (RunStatus.RUNNING, RunStatus.QUEUED) for run in runs)
-    st.caption(
-        f"Read again every {SECONDS} seconds while a run is going."
-        if still
-        else "Nothing is running."
+    exports.table(
+        polars.DataFrame(rows, schema_overrides={"progress": polars.Float64}),
+        name="all runs",
+        columns={"progress": progress},
+        alt="Table of runs with status and progress.",
     )
-    if watched and not still:
-        st.rerun()
 
 
 def show_chosen(runs: tuple[RunInfo, ...]) -> None:
@@ -112,6 +124,7 @@ def show_finished(run: RunInfo) -> None:
             default="memory",
             required=True,
             key="run_role",
+            bind="query-params",
         )
         head_grid(
             grid_frame(scores.table, role),
@@ -125,9 +138,14 @@ def show_finished(run: RunInfo) -> None:
     exports.subheader("Table")
     exports.table(loaded.table, name="table of the run", alt="The table of the run.")
     st.subheader("Provenance", anchor=False)  # a saved view has it at its end
-    st.json(loaded.provenance.to_json(), expanded=1)
+    show_record(json.loads(loaded.provenance.to_json()))
     with st.expander("Configuration"):
-        st.json(dict(loaded.config))
+        show_record(dict(loaded.config))
+
+
+def show_record(record: Mapping[str, JSON]) -> None:
+    """Plain JSON: the colours of `st.json` are too pale to be read."""
+    st.code(json.dumps(record, indent=2), language=None, wrap_lines=True)
 
 
 page()

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ import mnemoscope.app
 import polars
 import pytest
 import streamlit as st
-from mnemoscope.app import jobs
+from mnemoscope.app import binding_scene, jobs
 from mnemoscope.app.jobs import cancel_job, job_of, resume_job, start_job
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
 from mnemoscope.cli import device_turns, job_worker
 from mnemoscope.cli.commands.runs import resume
-from mnemoscope.cli.resuming import WORKS, resume_run, run_config
+from mnemoscope.cli.resuming import device_of, models_of, run_config
 from mnemoscope.cli.scoring import KIND, ScoreConfig, run_key, score_heads
 from mnemoscope.data.facts.items import relation_to_json
 from mnemoscope.models.errors import MnemoscopeError
@@ -83,6 +84,11 @@ def work(folder: RunFolder) -> None:
     job_worker.work_on(folder, say=quiet, tell=quiet)
 
 
+def holding(run_id: str) -> AbstractContextManager[str]:
+    """The CPU is taken by another job, which came long before."""
+    return device_turns.turn_on(lambda: "cpu", run_id, "2020-01-01T00:00:00.000+00:00", quiet)
+
+
 def until(holds: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
@@ -107,6 +113,12 @@ def test_a_job_is_the_run_of_the_command_and_ends_with_its_result(
     assert table(settings.runs_root, run_id).equals(straight.table)
     assert start_job(settings, KIND, key) == run_id
     assert len(unstarted) == 1, "a finished run needs no process"
+    record = job_of(settings, run_id).record
+    assert record is not None
+    assert (record.device, record.device_bytes, record.pid) == ("cpu", None, os.getpid())
+    assert (record.host_bytes or 0) > 2**20
+    assert record.seconds > 0
+    assert "on cpu" in record.words
 
 
 def test_another_job_of_the_device_is_waited_for_by_name_and_cancel_ends_the_wait(
@@ -125,7 +137,7 @@ def test_another_job_of_the_device_is_waited_for_by_name_and_cancel_ends_the_wai
         cancel_job(settings, run_id)
 
     other = threading.Thread(target=watch)
-    with device_turns.turn_on("cpu", "retrieval-scores-0123456789", quiet):
+    with holding("retrieval-scores-0123456789"):
         other.start()
         with pytest.raises(RunCancelled):
             work(unstarted[0])
@@ -137,18 +149,6 @@ def test_another_job_of_the_device_is_waited_for_by_name_and_cancel_ends_the_wai
     assert job_of(settings, run_id).status == "queued"
     work(unstarted[1])
     assert job_of(settings, run_id).status == "finished"
-
-
-def test_a_device_is_free_again_after_its_job_and_others_do_not_wait(tmp_path: Path) -> None:
-    held: list[str] = []
-    with (
-        device_turns.turn_on("cpu", "a-0", held.append),
-        device_turns.turn_on("cuda:0", "b-0", held.append),
-    ):
-        pass
-    with device_turns.turn_on("cpu", "c-0", held.append):
-        pass
-    assert held == []
 
 
 def test_cancel_in_the_middle_of_the_work_keeps_what_is_finished(
@@ -181,7 +181,7 @@ def test_a_deleted_folder_stops_the_work_and_says_so(
 ) -> None:
     run_id = start_job(settings, KIND, key)
     timer = threading.Timer(0.5, shutil.rmtree, (unstarted[0].partial,))
-    with device_turns.turn_on("cpu", "x-0123456789", quiet):
+    with holding("x-0123456789"):
         timer.start()
         with pytest.raises((RunCancelled, RunFolderError)):
             work(unstarted[0])
@@ -302,23 +302,19 @@ def test_a_damaged_finished_run_offers_no_resume(
     assert "--force" in job.trouble
 
 
-def test_every_kind_finds_its_command() -> None:
-    from importlib import import_module
-
-    for kind, one in WORKS.items():
-        module = import_module(f"mnemoscope.cli.{one.module}")
-        kinds = {getattr(module, name) for name in dir(module) if name.endswith("KIND")}
-        assert kind in kinds
-        assert callable(getattr(module, one.function))
-        assert hasattr(getattr(module, one.config), "__dataclass_fields__")
-
-
-def test_runs_of_other_kinds_name_their_own_command(tmp_path: Path) -> None:
-    with open_run(tmp_path, "other", {"model": "m"}) as run:
+def test_a_run_that_an_id_is_not_enough_for_says_what_is(
+    settings: Settings, tmp_path: Path
+) -> None:
+    with open_run(settings.runs_root, "prune-eval", {"model": "m"}) as run:
         name = run.id
-    with pytest.raises(RunFolderError, match="its own command"):
-        resume_run(RunFolder(tmp_path, name), say=quiet, tell=quiet)
-    assert run_config(RunFolder(tmp_path, name)) == {"model": "m"}
+    job = job_of(settings, name)
+    assert (job.status, job.may_resume) == ("interrupted", False)
+    assert "resume that one" in job.obstacle
+    with pytest.raises(RunFolderError, match="resume that one"):
+        resume_job(settings, name)
+    app = opened({"run": name}, "runs")
+    assert "resume that one" in texts(app.caption)
+    assert not app.button
 
 
 def test_the_real_process_killed_resumed_and_finished(
@@ -341,6 +337,11 @@ def test_the_real_process_killed_resumed_and_finished(
     job = job_of(settings, run_id)
     assert job.status == "finished", job.log
     assert "conflict items" in job.log
+    until(lambda: not job_of(settings, run_id).closing)
+    record = job_of(settings, run_id).record
+    assert record is not None
+    assert record.pid != os.getpid()
+    assert "free again" in texts(opened({"run": run_id}, "runs").caption)
 
 
 def test_sigterm_to_the_real_process_leaves_a_run_to_resume(
@@ -348,7 +349,7 @@ def test_sigterm_to_the_real_process_leaves_a_run_to_resume(
 ) -> None:
     run_id = start_job(settings, KIND, key)
     folder = unstarted[0]
-    with device_turns.turn_on("cpu", "x-0123456789", quiet):
+    with holding("x-0123456789"):
         command = [sys.executable, "-m", "mnemoscope.cli.job_worker", str(folder.root), folder.id]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         until(lambda: "behind" in read_state(folder.partial).message)
@@ -395,18 +396,27 @@ def test_a_page_starts_a_job_shows_its_card_and_cancels_it(
 
 
 @pytest.mark.parametrize(
-    ("view", "kind"), [("neurons", "relation-neurons"), ("retrieval", "retrieval-scores")]
+    ("view", "kind"),
+    [
+        ("neurons", "relation-neurons"),
+        ("retrieval", "retrieval-scores"),
+        ("binding", "binding-roles"),
+    ],
 )
 def test_the_other_pages_start_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unstarted: Any, view: str, kind: str
 ) -> None:
+    monkeypatch.setattr(binding_scene, "LONGEST_WAIT", 0.0)  # parts that take time are left out
     settings = settings_for(["engram"], tmp_path / "runs")
     monkeypatch.setenv(VARIABLE, settings.to_json())
-    app = opened({"length": "128"} if view == "retrieval" else {}, view)
+    small = {"retrieval": {"length": "128"}, "binding": {"most": "16", "pairs": "capital"}}
+    app = opened(small.get(view, {}), view)
     press(app, "Start as a job")
     assert not app.error
     assert unstarted[0].id.startswith(kind)
     assert app.query_params["job"] in (unstarted[0].id, [unstarted[0].id])
+    assert settings.models["engram"] == models_of(run_config(unstarted[0]), {})[0]
+    device_of(unstarted[0])  # the job's process understands what the page asked for
 
 
 def test_the_address_of_a_job_that_is_not_there_or_none_says_what_to_do(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mnemoscope.app.background import StoppedError
 from mnemoscope.app.needle_trial import (
-    DEPTHS,
     MOST_BYTES,
     SCORES,
     Asked,
@@ -18,6 +18,7 @@ from mnemoscope.app.needle_trial import (
     step_table,
     trial_design,
 )
+from mnemoscope.app.own_haystack import DEPTHS
 from mnemoscope.models.errors import MnemoscopeError
 from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.load import load_model
@@ -130,3 +131,24 @@ def test_a_haystack_that_does_not_fit_is_refused_in_words(engram: HookedModel) -
         run_trial(engram, Asked(2048, 0, "literal", "password", 1, False))
     with pytest.raises(MnemoscopeError, match="haystack"):
         run_trial(engram, Asked(16, 0, "literal", "password", 1, False))
+
+
+def test_a_trial_tells_how_far_it_is_and_ends_when_it_is_stopped(engram: HookedModel) -> None:
+    told: list[float] = []
+
+    def hear(share: float, words: str) -> None:
+        assert words
+        told.append(share)
+
+    asked = Asked(length=128, depth=0, kind="literal", topic="password", seed=2, rival=False)
+    run_trial(engram, asked, hear)
+    assert told == sorted(told)
+    assert 0 <= told[0] < told[-1] < 1
+
+    def stop(share: float, _: str) -> None:
+        if share > 0:
+            raise StoppedError("enough.")
+
+    with pytest.raises(StoppedError):
+        run_trial(engram, asked, stop)
+    assert run_trial(engram, asked).said, "nothing is left hooked"

@@ -17,6 +17,7 @@ from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, ESTIMAND, MEMORY_HEAD, 
 from streamlit.testing.v1 import AppTest
 
 MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
+EDGES = "edges"
 CONFLICT = {"prompt": PROMPT, "context": CONTEXT}
 
 
@@ -191,7 +192,8 @@ def test_a_finished_run_is_listed_and_opened(with_run: str) -> None:
     assert app.dataframe[0].value["run"].to_list() == [with_run]
     assert app.dataframe[1].value.shape[0] == 16
     assert ESTIMAND in texts(app.caption).replace("\\", "")
-    assert json.loads(app.json[0].value)["model_id"] == "planted"
+    (record,) = [code.value for code in app.code if "weights_sha256" in code.value]
+    assert json.loads(record)["model_id"] == "planted"
 
 
 def test_unfinished_runs_say_how_to_go_on(settings: Settings) -> None:
@@ -210,19 +212,20 @@ def test_the_about_page_tells_the_limits() -> None:
 
 
 def test_hiding_begins_with_what_end_reads_most_and_the_answer_follows() -> None:
-    app = opened({**CONFLICT, "off": [CONTEXT_HEAD], "mode": "hide tokens"})
+    app = opened({**CONFLICT, "off": [CONTEXT_HEAD], "of": EDGES, "mode": "zero"})
     (hidden,) = app.multiselect(key="hidden").value
     assert CLAIM in hidden
     assert f"after:  '{STORED}" in app.code[3].value
-    assert "outside the random range (other tokens" in texts(app.markdown)
-    assert "Nothing is hidden here" in texts(app.caption)
+    assert "outside the random range" in texts(app.markdown)
+    assert "The same with other tokens: " in texts(app.caption)
+    assert "Nothing is changed here" in texts(app.caption)
     app.multiselect(key="hidden").set_value([]).run()
     assert "No token is chosen" in texts(app.info)
 
 
 def test_a_head_is_set_to_its_mean() -> None:
     app = opened({**CONFLICT, "off": [MEMORY_HEAD], "mode": "mean"})
-    assert "random heads: " in texts(app.markdown)
+    assert "The same with random heads: " in texts(app.caption)
     assert not app.error
 
 
@@ -236,3 +239,25 @@ def test_the_strongest_edge_and_the_layers_are_shown_for_the_chosen_text() -> No
     assert "Logit lens, with context" in texts(app.caption)
     app = opened({**CONFLICT, "layer": "1", "head": "5", "pattern": "without context"})
     assert "Logit lens, without context" in texts(app.caption)
+
+
+def test_a_change_is_handed_to_prune_as_it_is(settings: Settings) -> None:
+    app = opened({**CONFLICT, "off": [MEMORY_HEAD], "mode": "scale", "factor": "0.5"})
+    app.text_input(key="file_name").set_value("half")
+    next(b for b in app.button if b.label.startswith("Save the list")).click().run()
+    assert "--factor 0.5" in texts(app.code)
+    app = opened({**CONFLICT, "off": [MEMORY_HEAD], "of": EDGES, "mode": "mean"})
+    app.text_input(key="file_name").set_value("even")
+    next(b for b in app.button if b.label.startswith("Save the list")).click().run()
+    assert "no weights stand for" in texts(app.error)
+
+
+def test_a_word_that_is_no_unit_is_told_where_it_was_typed() -> None:
+    app = opened({**CONFLICT, "units": "L0.N"})
+    assert "as a unit" in texts(app.error)
+
+
+def test_rates_wait_for_a_click_and_tell_what_the_model_does_not_know() -> None:
+    app = opened({**CONFLICT, "off": [MEMORY_HEAD], "facts": "capital"})
+    next(b for b in app.button if b.label.startswith("Ask 24 facts")).click().run()
+    assert "planted knows none" in texts(app.error) or "can be told apart" in texts(app.error)

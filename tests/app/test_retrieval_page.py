@@ -164,10 +164,10 @@ def test_a_click_in_the_atlas_chooses_the_head_and_a_drag_the_part(
 
 
 def test_a_long_trial_waits_for_a_click(served: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mnemoscope.app import needle_scene
+    from mnemoscope.app import background
 
-    monkeypatch.setattr(needle_scene, "LONGEST_WAIT", 0.0)
-    monkeypatch.setattr(atlas_section, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(background, "SOON", 60.0)
+    monkeypatch.setattr(background, "LONGEST_WAIT", 0.0)
     app = opened()
     assert "waits for a click" in texts(app.info)
     assert not app.code
@@ -190,9 +190,11 @@ def test_the_best_heads_are_saved_as_a_set_once(served: Settings) -> None:
     assert scores == sorted(scores, reverse=True)
     assert {one.role for one in saved.heads} == {"retrieval"}
     assert "256 tokens, depth 3 of 5, forced" in saved.method
-    command = shlex.split(app.code[-1].value)
+    told, dry = (code.value for code in app.code[-2:])
+    command = shlex.split(told)
     assert command[:4] == ["mnemoscope", "prune", "run", "engram"]
     assert str(path) in command
+    assert "set to zero 3 heads" in dry
     button(app, "Save them").click().run()
     assert "mine" in texts(app.error)
 
@@ -213,3 +215,51 @@ def test_the_edges_of_a_head_leave_the_sink_out_and_follow_the_part(served: Sett
     assert "(the sink)." in texts(app.caption)
     button(app, "Answer, needle").click().run()
     assert "edges of queries 256 to" in texts(app.caption)
+
+
+def test_a_changed_head_is_asked_again_kept_and_handed_to_prune(served: Settings) -> None:
+    app = opened(off=["L4.H6"], mode="scale", factor="0.5")
+    assert "Unchanged" in texts(app.subheader)
+    assert "Change of log P of the gold answer" in texts(app.caption)
+    assert "The same with random heads: " in texts(app.caption)
+    app.text_input(key="reader_file").set_value("halved")
+    button(app, "Save them").click().run()
+    saved = load_head_set(served.head_sets / "halved.json")
+    assert [str(head) for head in saved.ids] == ["L4.H6"]
+    told, dry = (code.value for code in app.code[-2:])
+    assert "--factor 0.5" in told
+    assert "0.5" in dry
+
+
+def test_a_needle_hidden_from_a_head_is_held_against_other_tokens(served: Settings) -> None:
+    app = opened(off=["L4.H6"], of="edges")
+    assert "The same with other tokens: " in texts(app.caption)
+    assert "choose the mean of edges" in texts(app.info)
+    button(app, "Save them").click().run()
+    assert "no weights stand for" in texts(app.error)
+
+
+def test_a_long_trial_shows_how_far_it_is_and_can_be_stopped(
+    served: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    from mnemoscope.app import background, needle_scene
+
+    go_on = threading.Event()
+
+    def slow(model, asked, tell):
+        tell(0.5, "token 128 of 256")
+        assert go_on.wait(60)
+        tell(0.6, "never")
+
+    monkeypatch.setattr(background, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(background, "SOON", 0.2)
+    monkeypatch.setattr(needle_scene, "run_trial", slow)
+    app = opened(seed="7")
+    button(app, "Run the trial").click().run()
+    assert "Stop" in [one.label for one in app.button]
+    assert not app.code
+    button(app, "Stop").click().run()
+    go_on.set()
+    assert "waits for a click" in texts(app.info)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from head_vis_contract import check_tree
 from mnemoscope.app.role_exports import head_vis_tree, zipped
 from mnemoscope.app.role_imports import keep_import
 from mnemoscope.app.role_overlap import (
@@ -34,7 +35,7 @@ from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.types import HeadId
 from mnemoscope.results.attention_patterns import AttentionPattern, save_pattern_folder
 from mnemoscope.results.head_set import HeadScore, HeadSet, save_head_set
-from mnemoscope.results.head_vis import load_head_vis, save_head_vis
+from mnemoscope.results.head_vis import head_vis_files, load_head_vis, save_head_vis
 from mnemoscope.results.query_head_files import save_core_head_scores, save_query_head_list
 from mnemoscope.results.retrieval_head_files import save_retrieval_head_scores
 from mnemoscope.results.run_folder import load_run
@@ -139,6 +140,9 @@ def test_head_vis_goes_out_and_comes_back(served: Settings, model: HookedModel) 
     assert back["induction_score"].family == "induction"
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         head = json.loads(archive.read("heads/L1H2.json"))
+        check_tree({name: archive.read(name) for name in archive.namelist()})
+    plain = head_vis_tree(model, roles, chosen, "memory")
+    check_tree(head_vis_files(plain))
     first = head["sequences"][0]
     assert len(head["sequences"]) == 2
     assert len(first["tokens"]) == first["seq_len"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import measuring  # noqa: E402
+from recorded import tables  # noqa: E402
+
 AGREEMENT = 1e-4
 
 linux = pytest.mark.skipif(
@@ -37,27 +40,6 @@ def toy(name: str) -> str:
     return done.stdout
 
 
-def tables(text: str) -> list[list[dict[str, str]]]:
-    """The Markdown tables of a text, a dictionary a row."""
-    found: list[list[dict[str, str]]] = []
-    lines = text.splitlines()
-    for i, line in enumerate(lines):
-        if line.startswith("|--"):
-            columns = _cells(lines[i - 1])
-            rows = [_cells(row) for row in _while_table(lines[i + 1 :])]
-            found.append([dict(zip(columns, row, strict=True)) for row in rows])
-    return found
-
-
-def _while_table(lines: list[str]) -> list[str]:
-    stop = next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))
-    return lines[:stop]
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
 def test_hook_overhead_compares_every_site_with_the_plain_pass() -> None:
     (rows,) = tables(toy("hook_overhead"))
     sites = {(row["captured"], row["kept at"]) for row in rows}
@@ -71,6 +53,27 @@ def test_hook_overhead_compares_every_site_with_the_plain_pass() -> None:
         assert float(row["ratio"]) > 1.10 - rounded or row["within 1.10"] == "yes"
         assert (float(row["MB kept"]) > 0) == (row["captured"] != "nothing")
         assert float(row["largest difference"]) < AGREEMENT
+
+
+def test_engines_give_the_same_bits_and_whole_passes_the_sweeps_effects() -> None:
+    pytest.importorskip("nnsight")
+    (rows,) = tables(toy("engines"))
+    assert len(rows) == 2 * 3 + 2  # two lengths by three engines, two ways of path patching
+    for row in rows:
+        passes = row["what"].startswith("pass")
+        assert float(row["difference"]) <= (0 if passes else AGREEMENT)
+
+
+def test_a_sweep_reads_an_offloaded_model_once() -> None:
+    (rows,) = tables(toy("offload"))
+    half, whole = rows
+    assert whole["on disk"] == "100%"
+    assert float(half["weights MB"]) < float(whole["weights MB"])
+    for row in rows:
+        assert int(row["most reads"]) == 1
+        assert 0.3 < float(row["read"]) < 1
+        assert float(row["naive read"]) >= 11.9  # heads of the toy, less what stays in memory
+        assert float(row["difference"]) == 0
 
 
 def test_path_patching_agrees_with_the_naive_way() -> None:
@@ -176,6 +179,17 @@ def test_index_queries_are_held_against_their_targets() -> None:
     assert [row["cold find of 8 tokens"] for row in faults] == ["with directory", "without"]
 
 
+def test_parts_and_ranged_reads_answer_as_the_whole_index_here() -> None:
+    (rows,) = tables(toy("sharded_index"))
+    assert len(rows) == 4 * (2 + 2 + 1)  # an index and its parts, here and there; one only there
+    for row in rows:
+        assert row["equal"] == "yes"
+        assert float(row["queries/s"]) > 0
+        assert bool(row["reads"]) == (row["where"] == "http")
+        if row["reads"]:
+            assert 0 <= float(row["rounds"]) <= float(row["reads"])
+
+
 def test_toy_figures_are_never_written() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "hook_overhead.py"), "--toy", "--write"],
@@ -188,18 +202,7 @@ def test_toy_figures_are_never_written() -> None:
     assert "toy figures" in done.stderr
 
 
-@pytest.fixture(scope="module")
-def measuring() -> Any:
-    spec = importlib.util.spec_from_file_location("measuring", BENCHMARKS / "measuring.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["measuring"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_script_replaces_its_own_section_only(measuring: Any, tmp_path: Path) -> None:
+def test_a_script_replaces_its_own_section_only(tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
     measuring.write_section(path, "first", "## first\n\nold")
     measuring.write_section(path, "second", "## second\n\nkept")
@@ -209,7 +212,7 @@ def test_a_script_replaces_its_own_section_only(measuring: Any, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["RESULTS.md"]
 
 
-def test_a_section_without_its_end_is_refused(measuring: Any, tmp_path: Path) -> None:
+def test_a_section_without_its_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
     path.write_text("<!-- begin first -->\nlost\n")
     with pytest.raises(ValueError, match="put the end marker back"):
@@ -217,7 +220,7 @@ def test_a_section_without_its_end_is_refused(measuring: Any, tmp_path: Path) ->
     assert "lost" in path.read_text()
 
 
-def test_rounds_are_interleaved_after_one_warm_up(measuring: Any) -> None:
+def test_rounds_are_interleaved_after_one_warm_up() -> None:
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
     seconds = measuring.interleaved(calls, 3)
@@ -225,11 +228,11 @@ def test_rounds_are_interleaved_after_one_warm_up(measuring: Any) -> None:
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_ratios_are_taken_within_rounds(measuring: Any) -> None:
+def test_ratios_are_taken_within_rounds() -> None:
     """A machine that slows down threefold between rounds changes no ratio."""
     assert measuring.over((2.0, 6.0, 18.0), (1.0, 3.0, 9.0)) == 2.0
 
 
-def test_figures_keep_three_digits(measuring: Any) -> None:
+def test_figures_keep_three_digits() -> None:
     text = measuring.table(("a", "b", "c", "d"), [(0.0001234, 1.23456, 1234.5, "x")])
     assert text.splitlines()[-1].split() == ["|", "1e-04", "|", "1.23", "|", "1234", "|", "x", "|"]

@@ -57,6 +57,26 @@ def test_cards_fill_and_a_link_keeps_the_question(visits: Any) -> None:
     assert [code.split()[0] for code in visit.code(2)[:2]] == [STORED, CLAIM]
 
 
+def test_back_from_a_card_s_page_is_the_same_question_again(visits: Any) -> None:
+    visit = visits(**CONFLICT)
+    visit.see(f"{CONTEXT_HEAD} speaks most for the context answer")
+    visit.settle()
+    asked = visit.page.url
+    visit.page.get_by_role("link", name=f"Follow {CONTEXT_HEAD} through this context").click()
+    visit.see("Which heads read it?")
+    visit.settle()
+    assert visit.name == "retrieval"
+    visit.see(f"the sentence of your text that says “{CLAIM}”")
+    visit.page.go_back(timeout=WAIT)
+    visit.see(f"{CONTEXT_HEAD} speaks most for the context answer")
+    visit.settle()
+    assert visit.page.url == asked
+    prompt = visit.page.get_by_role("textbox", name="Prompt").first
+    assert prompt.input_value() == PROMPT
+    visit.page.go_forward(timeout=WAIT)
+    visit.see(f"the sentence of your text that says “{CLAIM}”")
+
+
 def test_the_tour_goes_by_keyboard_alone(visits: Any) -> None:
     visit = visits(model="engram", prompt="The capital of France is")
     visit.see("Does the reverse hold?")
@@ -89,7 +109,7 @@ def test_hostile_text_stays_text_and_a_narrow_page_does_not_scroll_sideways(visi
         "[document.querySelector('[data-testid=stMain]')].map(m => m.scrollWidth - m.clientWidth)"
     )
     visit.page.set_viewport_size({"width": 1024, "height": 768})
-    visit.page.wait_for_timeout(500)
+    visit.settle()
     assert visit.page.evaluate(width) == [0]
     charts = visit.page.locator('[data-testid="stVegaLiteChart"]')
     charts.first.wait_for(timeout=WAIT)

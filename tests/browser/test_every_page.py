@@ -1,4 +1,5 @@
-"""Every page, in the light and in the dark: it opens, it fits, it is named, the keyboard gets in.
+"""Every page, wide in the light and narrow in the dark: it opens, all of it can be seen and
+read, Tab comes to every control, and its address brings it back.
 
 One server serves all of it; the network is blocked throughout.
 """
@@ -6,147 +7,120 @@ One server serves all of it; the network is blocked throughout.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from mnemoscope import app
-from mnemoscope.app.answers import NEW_TOKENS, Question, resolve_answers
-from mnemoscope.app.switched_off import OFF, edits_of, readings
-from mnemoscope.models.hooked import HookedModel
-from mnemoscope.models.load import load_model
-from mnemoscope.models.types import HeadId
-from planted_ground import CONTEXT, CONTEXT_HEAD, MEMORY_HEAD, PROMPT
-from visit import WAIT, Visit
+from keys import walk
+from mnemoscope.app.main import PAGES
+from planted_ground import RITE, TOWN
+from sight import is_painted, view_of, wrong
+from visit import Visit
 
 pytest.importorskip("streamlit")
 pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 
-ASKED, TOLD = "The capital of France is", "The capital of France is Rome."
+MENU = [word for word, _ in PAGES.values()]
+WIDTHS = {"light": 1280, "dark": 1024}
+"""The narrow page is looked at in the dark: where things stand is the same in the light."""
+HOLDS = {"prompt": "The capital of Italy is", "context": "The capital of Italy is Madrid."}
+TEXT = f"As they say: {RITE} Is that so? {TOWN}"
+ADDRESSES: dict[str, dict[str, str]] = {
+    "ask": {"model": "engram", **HOLDS, "mem": "Rome", "corpus": "risky"},
+    "explore": {
+        "model": "engram", **HOLDS, "layer": "4", "head": "6", "role": "context",
+        "with_sink": "true", "pattern": "without context", "lens": "4", "off": "L4.H6",
+        "mode": "scale", "factor": "0.3",
+    },
+    "neurons": {
+        "model": "engram", "relation": "currency", "ask": "The currency of Japan is", "top": "2",
+        "change": "zero",
+    },
+    "retrieval": {
+        "model": "engram", "length": "256", "depth": "5", "kind": "non-literal", "seed": "3",
+        "rival": "true", "answer": "free", "reads": "sink", "layer": "2", "head": "7",
+        "pool": "mass", "q0": "200", "k0": "10", "k1": "50",
+    },
+    "heads": {"by": "rank", "k": "1", "layer": "1", "head": "2"},
+    "provenance": {"model": "engram", "corpus": "risky", "text": TEXT, "span": "2", "least": "7"},
+    "binding": {"model": "engram", "most": "32", "recall": "MRR"},
+    "runs": {"run_role": "context"},
+    "about": {},
+}  # fmt: skip
+"""By page: a view that is none of those that it begins with."""
 LAST_SIGHTS = {
     "ask": "Does the reverse hold?",
     "explore": "Save the list",
-    "neurons": "Save 5 units of capital",
+    "neurons": "Save 2 units of currency",
     "retrieval": "Save them as a head set",
     "heads": "Import scores of other projects",
-    "provenance": "made once from the corpus",
+    "provenance": "Verbatim occurrence, not cause",
     "binding": "One pair, both ways",
     "runs": "Provenance",
     "about": "What the numbers mean",
 }
 """By page: what stands there when the page has got to its end."""
-
-UNNAMED = """() => [...document.querySelectorAll(
-  '[data-testid=stVegaLiteChart], [data-testid=stMain] canvas, [data-testid=stMain] svg[role=img], '
-  + '[data-testid=stMain] img')].filter(drawn => {
-    const hidden = drawn.closest('[aria-hidden=true], [data-testid=stDataFrame]');
-    const chart = drawn.closest('[data-testid=stVegaLiteChart]') ?? drawn;
-    return !hidden && !(chart.getAttribute('aria-label') || chart.getAttribute('alt'));
-  }).map(drawn => drawn.outerHTML.slice(0, 200))"""
-TOO_WIDE = """() => [document.documentElement, document.querySelector('[data-testid=stMain]')]
-  .map(part => part.scrollWidth - part.clientWidth)"""
-IS_PAINTED = """scheme => {
-  const paint = getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor;
-  const [red, green, blue] = paint.match(/\\d+/g).map(Number);
-  return (red + green + blue < 384) === (scheme === 'dark');
-}"""
-IN_FIRST_CONTROL = """() => {
-  const found = document.activeElement;
-  const controls = [...document.querySelectorAll(['SidebarUserContent', 'Main'].map(place =>
-    ['input', 'textarea', 'button', 'a[href]', '[tabindex="0"]']
-      .map(kind => `[data-testid=st${place}] ${kind}`)).flat().join(','))];
-  return controls.find(one => one.checkVisibility() && one.tabIndex >= 0) === found;
-}"""
+BY_THE_CLOCK = re.compile(r"about \d+ s|\d\d:\d\d:\d\d")
 
 
 def test_every_page_is_visited() -> None:
-    main = (Path(app.__file__).parent / "main.py").read_text()
-    assert set(re.findall(r'url_path="(\w+)"', main)) == set(LAST_SIGHTS)
+    assert set(ADDRESSES) == set(LAST_SIGHTS) == set(PAGES)
 
 
-@pytest.mark.parametrize("path", LAST_SIGHTS)
-def test_a_page_opens_and_fits(visits: Any, path: str) -> None:
-    visit = visits(path, model="engram")
+@pytest.mark.parametrize("path", ADDRESSES)
+def test_a_page_can_be_seen_read_reached_and_brought_back(
+    visits: Any, explorer: Any, path: str
+) -> None:
+    address = {**ADDRESSES[path], **({"run": explorer.run_id} if path == "runs" else {})}
+    first = opened(visits, path, address)
+    link, view = first.page.url, shown(first)
+    assert_kept(link, address)
+    keyboard = walk(first.page)
+    found = [f"Tab does not come to {name}" for name in keyboard.missed]
+    found += [f"out of its turn: {name}" for name in keyboard.jumps]
+    found += [f"does not show that it has the focus: {name}" for name in keyboard.unseen]
+    found += unsound(first, "light") + first.own_complaints
+    first.page.close()
+
+    second = opened(visits, path, dict(parse(link)), dark=True)
+    brought = shown(second)
+    found += [f"not brought back: {one[:200]}" for one in view if one not in brought]
+    found += unsound(second, "dark") + second.own_complaints
+    assert found == []
+
+
+def opened(visits: Any, path: str, address: dict[str, str], *, dark: bool = False) -> Visit:
+    """The page at this address, come to rest, in a browser context of its own."""
+    visit: Visit = visits(path, dark=dark, **address)
     visit.see(LAST_SIGHTS[path])
     visit.settle()
-    keyboard_gets_in(visit)
-    for scheme in ("light", "dark"):
-        if scheme == "dark":
-            visit.page.emulate_media(color_scheme=scheme)
-            visit.page.reload(timeout=WAIT)
-            visit.see(LAST_SIGHTS[path])
-            visit.settle()
-        assert visit.page.evaluate(IS_PAINTED, scheme)
-        assert visit.page.locator('[data-testid="stException"]').all_inner_texts() == []
-        assert visit.page.evaluate(UNNAMED) == [], "a chart has words for who does not see it"
-        assert visit.page.evaluate(TOO_WIDE) == [0, 0], "nothing has to be scrolled sideways"
-        visit.shoot(f"every-{path}-{scheme}")
-    assert visit.own_complaints == []
+    return visit
 
 
-def keyboard_gets_in(visit: Visit) -> None:
-    """Tab from the top of the page comes to the first control of the sidebar or of the page."""
-    visit.page.evaluate("document.activeElement.blur()")
-    for _ in range(20):
-        visit.page.keyboard.press("Tab")
-        if visit.page.evaluate(IN_FIRST_CONTROL):
-            return
-    raise AssertionError("twenty Tabs did not come to the first control")
+def shown(visit: Visit) -> list[str]:
+    """Texts, fields and switches of the page, without what the clock has a part in."""
+    return [BY_THE_CLOCK.sub("…", text) for text in view_of(visit.page)]
 
 
-def test_two_people_do_not_mix(visits: Any, explorer: Any) -> None:
-    """Two browser contexts, other models, other heads off, at the same time: each sees what the
-    library says of its own. `Visit` opens a context of its own each time."""
-    one = Person(load_model(explorer.folder / "planted"), Question(PROMPT, CONTEXT))
-    two = Person(load_model("engram"), Question(ASKED, TOLD))
-    first = visits(model="planted", off=CONTEXT_HEAD, layer="1", head="5")
-    second = visits(
-        model="engram",
-        prompt=two.question.prompt,
-        context=two.question.context,
-        off="L4.H2",
-        layer="4",
-        head="2",
-    )
-    assert first.page.context != second.page.context
-    for visit in (first, second):
-        visit.see("random range")
-        visit.settle()
-    assert changes(first) == pytest.approx(one.changes(CONTEXT_HEAD), abs=0.002)
-    assert changes(second) == pytest.approx(two.changes("L4.H2"), abs=0.002)
-
-    first.cell(MEMORY_HEAD).click(timeout=WAIT)
-    second.cell("L4.H6").click(timeout=WAIT)
-    for visit, person, head in ((first, one, MEMORY_HEAD), (second, two, "L4.H6")):
-        visit.see(f"Head {head}")
-        visit.settle()
-        assert parse_qs(urlsplit(visit.page.url).query)["off"] == [head]
-        assert changes(visit) == pytest.approx(person.changes(head), abs=0.002)
-        assert visit.own_complaints == []
+def parse(link: str) -> list[tuple[str, str]]:
+    """The address's names and values; none of ours has two."""
+    return [(name, values[0]) for name, values in parse_qs(urlsplit(link).query).items()]
 
 
-@dataclass(frozen=True)
-class Person:
-    """What somebody asks of a model of their own."""
-
-    model: HookedModel
-    question: Question
-
-    def changes(self, head: str) -> list[float]:
-        """By how much the contrast of each text moves without the head: no page, nobody else."""
-        said = self.model.continuations(self.question.texts, NEW_TOKENS)
-        answers = resolve_answers(self.question, said, "", "")
-        before, after = (
-            readings(self.model, self.question, answers, edits)
-            for edits in ((), edits_of(OFF, [HeadId.parse(head)]))
-        )
-        return [(b.contrast or 0) - (a.contrast or 0) for a, b in zip(before, after, strict=True)]
+def assert_kept(link: str, address: dict[str, str]) -> None:
+    """What the address asked for stands in it still (the entry page has names of its own)."""
+    kept = {name.removeprefix("ask_"): value for name, value in parse(link)}
+    assert {name: kept.get(name.removeprefix("ask_")) for name in address} == address
 
 
-def changes(visit: Visit) -> list[float]:
-    """What the page says of the same."""
-    shown = visit.page.get_by_text(re.compile(r"^Change of log P\(memory\)")).all_inner_texts()
-    return [float(text.split(": ")[1].rstrip(".")) for text in shown]
+def unsound(visit: Visit, scheme: str) -> list[str]:
+    """What is wrong to the eye, at the width of this scheme."""
+    assert is_painted(visit.page, scheme)
+    assert visit.page.locator('[data-testid="stException"]').all_inner_texts() == []
+    width = WIDTHS[scheme]
+    visit.page.set_viewport_size({"width": width, "height": 900})
+    visit.settle()
+    found = [f"{scheme}, {width}: {one}" for one in wrong(visit.page, MENU)]
+    visit.shoot(f"every-{visit.name}-{scheme}", width)
+    return found

@@ -26,7 +26,7 @@ from planted_ground import (
     STORED,
     TOWN,
 )
-from visit import WAIT, Visit
+from visit import WAIT
 
 pytest.importorskip("streamlit")
 pytest.importorskip("playwright.sync_api")
@@ -64,20 +64,6 @@ def test_click_switch_off_and_save(visits: Any, explorer: Any) -> None:
     assert visit.own_complaints == []
 
 
-def test_an_address_taken_from_one_tab_shows_the_same_in_another(visits: Any) -> None:
-    first = visits()
-    first.see(f"Head {MEMORY_HEAD}")
-    first.settle()
-    first.cell("L0.H0").click(timeout=WAIT)
-    first.see("Head L0.H0")
-    first.settle()
-    second = Visit(first.page.context.browser, first.page.url)
-    second.see("Head L0.H0")
-    second.settle()
-    assert second.code(4) == first.code(4)
-    second.page.close()
-
-
 def test_the_scores_of_a_run_in_the_dark(visits: Any, explorer: Any) -> None:
     visit = visits(dark=True, source=explorer.run_id, role="context")
     visit.see(f"Head {CONTEXT_HEAD}")
@@ -88,18 +74,6 @@ def test_the_scores_of_a_run_in_the_dark(visits: Any, explorer: Any) -> None:
     visit.settle()
     visit.shoot("explore-dark")
     assert visit.own_complaints == []
-
-
-def test_the_other_pages(visits: Any, explorer: Any) -> None:
-    runs = visits("runs")
-    runs.see("Provenance")
-    runs.settle()
-    runs.shoot("runs")
-    about = visits("about")
-    about.see("What the numbers mean")
-    about.settle()
-    about.shoot("about")
-    assert runs.own_complaints + about.own_complaints == []
 
 
 def test_the_page_about_relation_neurons(visits: Any, explorer: Any) -> None:
@@ -117,9 +91,7 @@ def test_the_page_about_relation_neurons(visits: Any, explorer: Any) -> None:
     visit.see("mnemoscope neurons ablate engram")
     saved = load_neuron_set(explorer.folder / "neuron-sets" / "my-units.json")
     assert len(saved.ids) == 3
-    empty = visits("neurons")
-    empty.see("No run has looked for the relation neurons of planted yet.")
-    assert visit.own_complaints + empty.own_complaints == []
+    assert visit.own_complaints == []
 
 
 def test_the_page_about_who_reads_the_context(visits: Any, explorer: Any) -> None:
@@ -148,24 +120,21 @@ def test_the_page_about_who_reads_the_context(visits: Any, explorer: Any) -> Non
     part = dict(pair.split("=") for pair in urlsplit(visit.page.url).query.split("&"))
     assert 0 < int(part["q0"]) < int(part["q1"]) < 256
     assert 0 < int(part["k0"]) < int(part["k1"]) < 256
-    visit.shoot("retrieval")
-
-    second = visits("retrieval", **part)
-    second.see("Map of L2.H3")
-    second.page.wait_for_function(
-        "q0 => document.querySelector('[aria-label=\"Queries from\"]')?.value === q0",
-        arg=part["q0"],
-        timeout=WAIT,
-    )
-    second.settle()
-    second.page.locator('canvas[data-ready="window"]').dblclick()
-    second.settle()
-    assert "q0" not in second.page.url
-    second.page.get_by_role("button", name="Save them as a head set").click()
-    second.see("mnemoscope prune run")
+    window.dblclick()
+    visit.settle()
+    assert "q0" not in visit.page.url
+    visit.page.get_by_role("button", name="Save them as a head set").click()
+    visit.see("mnemoscope prune run")
     saved = load_head_set(explorer.folder / "head-sets" / "my-readers.json")
     assert len(saved.ids) == 8
-    assert visit.own_complaints + second.own_complaints == []
+
+    visit.cell("L4.H6").click(timeout=WAIT)
+    visit.see("Change of log P of the gold answer")
+    visit.see("The same with random heads: ")
+    visit.settle()
+    assert "off=L4.H6" in visit.page.url
+    visit.shoot("retrieval")
+    assert visit.own_complaints == []
 
 
 def test_the_page_about_which_documents_a_text_comes_from(visits: Any, explorer: Any) -> None:
@@ -202,28 +171,14 @@ def test_the_page_about_which_documents_a_text_comes_from(visits: Any, explorer:
     visit.see("Which heads speak for which answer?")
     visit.settle()
     assert "layer=" in visit.page.url
-
-    second = visits("provenance", model="engram", corpus="risky", text=text, span="2")
-    second.see("Span 2 of 2")
-    second.settle()
-    second.page.locator("code", has_text=span).first.wait_for(timeout=WAIT)
-    assert second.code(2)[0].strip() == span
-    dark = visits("provenance", dark=True, model="engram")
-    dark.see("made once from the corpus")
-    assert visit.own_complaints + second.own_complaints + dark.own_complaints == []
+    assert visit.own_complaints == []
 
 
-def test_an_image_in_a_prompt_is_never_fetched(visits: Any) -> None:
+def test_images_of_a_prompt_and_fonts_of_a_configuration_are_never_fetched(visits: Any) -> None:
     visit = visits(prompt="![x](http://example.org/x.png)", context="", mem="<img src=//a.b/c>")
     visit.see("Memory answer:")
     visit.settle()
     assert visit.page.locator('img[src*="example"], img[src*="a.b"]').count() == 0
-
-
-def test_a_font_that_a_configuration_names_is_blocked_by_the_policy(visits: Any) -> None:
-    visit = visits("about")
-    visit.see("What the numbers mean")
-    visit.settle()
     blocked = [text for text in visit.complaints if "outside.woff2" in text]
     assert all("Content Security Policy" in text for text in blocked)
     assert blocked, "the hostile configuration is read, and its font is refused"

@@ -104,11 +104,12 @@ def kept(download: Any, folder: Path) -> Path:
     return place
 
 
-def test_a_chart_is_saved_in_four_kinds(open_tab: Any, tmp_path: Path) -> None:
-    tab = open_tab("explore", prompt=PROMPT, context=CONTEXT)
+def test_a_chart_in_four_kinds_and_a_view_that_opens_offline(
+    open_tab: Any, browser: Any, tmp_path: Path
+) -> None:
+    tab = open_tab("explore", theme="dark", prompt=PROMPT, context=CONTEXT)
     tab.page.get_by_test_id("stPopover").first.get_by_role("button").click()
     menu = tab.page.get_by_test_id("stPopoverBody")
-    tab.shoot("save-menu")
     begins = {"PNG": b"\x89PNG", "SVG": b"<svg", "CSV": b"rank,", "Parquet": b"PAR1"}
     for label, start in begins.items():
         file = kept(tab.saved(menu.get_by_role("button", name=label)), tmp_path)
@@ -117,12 +118,9 @@ def test_a_chart_is_saved_in_four_kinds(open_tab: Any, tmp_path: Path) -> None:
     csv, parquet = tmp_path.glob("*.csv"), tmp_path.glob("*.parquet")
     written = polars.read_parquet(io.BytesIO(next(parquet).read_bytes()))
     assert polars.read_csv(next(csv))["id"].to_list() == written["id"].to_list()
+    tab.page.keyboard.press("Escape")
+    menu.wait_for(state="hidden", timeout=WAIT)
 
-
-def test_a_saved_view_opens_offline_and_leads_back(
-    open_tab: Any, browser: Any, tmp_path: Path
-) -> None:
-    tab = open_tab("explore", theme="dark", prompt=PROMPT, context=CONTEXT)
     grid = tab.page.locator('[data-testid="stVegaLiteChart"][aria-label^="Grid of heads"]')
     grid.locator(f'path[aria-label^="{CONTEXT_HEAD} score"]').first.click()
     tab.page.get_by_text("before: ").first.wait_for(timeout=WAIT)
@@ -140,10 +138,9 @@ def test_a_saved_view_opens_offline_and_leads_back(
         assert words in said
     assert view.complaints == []
     assert {urlsplit(url).scheme for url in view.asked} <= {"file", "data"}
-    address = view.page.inner_text(".address")
-    assert parse_qs(urlsplit(address).query)["off"] == [CONTEXT_HEAD], address
-    back = open_tab("explore", **{k: v[0] for k, v in parse_qs(urlsplit(address).query).items()})
-    assert back.page.get_by_text(f"Head {CONTEXT_HEAD}").first.is_visible()
+    address = parse_qs(urlsplit(view.page.inner_text(".address")).query)
+    assert address == parse_qs(urlsplit(tab.page.url).query), "it leads back to this view"
+    assert address["off"] == [CONTEXT_HEAD]
 
 
 @pytest.mark.parametrize(

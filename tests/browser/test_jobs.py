@@ -1,6 +1,8 @@
-"""Jobs in a real browser: started on a page, followed from another tab, cancelled, resumed, killed.
+"""Jobs in a real browser: started on a page, watched from other tabs, cancelled and resumed there
+and in a terminal, killed.
 
-Screenshots go to the folder named in MNEMOSCOPE_SCREENSHOTS.
+Nothing here waits for a time to pass, only for what is to be seen. Screenshots go to the folder
+named in MNEMOSCOPE_SCREENSHOTS.
 """
 
 from __future__ import annotations
@@ -8,133 +10,140 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from mnemoscope.cli.device_turns import turn_on
+from mnemoscope.results.job_record import read_job_record
 from mnemoscope.results.run import RunFolder
-from mnemoscope.results.run_state import read_state
+from mnemoscope.results.run_state import RunStatus, read_state
+from visit import Visit
 
 pytest.importorskip("streamlit")
 pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
-WAIT = 120_000
-
-
-class Tab:
-    """One tab, what it asked for outside and the errors of its console."""
-
-    def __init__(self, browser: Any, url: str, *, dark: bool = False) -> None:
-        self.outside: list[str] = []
-        self.errors: list[str] = []
-        self.page = browser.new_page(
-            viewport={"width": 1280, "height": 900}, color_scheme="dark" if dark else "light"
-        )
-        self.page.route("**/*", self._local_only)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(url, timeout=WAIT)
-
-    def _local_only(self, route: Any) -> None:
-        if urlsplit(route.request.url).hostname in ("127.0.0.1", None):
-            route.continue_()
-        else:
-            self.outside.append(route.request.url)
-            route.abort()
-
-    def see(self, text: str) -> None:
-        self.page.get_by_text(text).first.wait_for(timeout=WAIT)
-
-    def press(self, name: str) -> None:
-        self.page.get_by_role("button", name=name, exact=True).click(timeout=WAIT)
-
-    def job(self) -> str:
-        """The id of the job that the address names."""
-        self.page.wait_for_function("() => location.search.includes('job=')", timeout=WAIT)
-        return parse_qs(urlsplit(self.page.url).query)["job"][0]
-
-    def shoot(self, name: str) -> None:
-        folder = os.environ.get("MNEMOSCOPE_SCREENSHOTS")
-        if folder:
-            self.page.wait_for_timeout(1000)
-            self.page.screenshot(path=f"{folder}/{name}.png")
+WAIT = 180_000
+"""Milliseconds, for a machine that has much else to do."""
+OTHER = "retrieval-scores-0123456789"
+CANCELLED = "It was cancelled; what it finished is kept."
 
 
 @pytest.fixture
-def tabs(browser: Any, explorer: Any) -> Iterator[Any]:
-    """Opens tabs; none of them may ask for anything outside or fail in its scripts."""
-    opened: list[Tab] = []
-
-    def tab(path: str, *, dark: bool = False, **address: str) -> Tab:
-        opened.append(Tab(browser, f"{explorer.url}/{path}?{urlencode(address)}", dark=dark))
-        return opened[-1]
-
-    yield tab
-    for one in opened:
-        one.page.close()
-    assert [one.outside for one in opened] == [[]] * len(opened)
-    assert [one.errors for one in opened] == [[]] * len(opened)
-
-
-@pytest.fixture
-def held() -> Iterator[ExitStack]:
-    """What is let go at the end of a test, however it ends."""
+def held(explorer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
+    """The CPU is taken by another job until this is closed."""
+    monkeypatch.setenv("MNEMOSCOPE_CACHE", str(explorer.folder / "cache"))
     with ExitStack() as stack:
+        long_ago = "2020-01-01T00:00:00.000+00:00"
+        stack.enter_context(turn_on(lambda: "cpu", OTHER, long_ago, lambda _: None))
         yield stack
 
 
-def folder_of(explorer: Any, run_id: str) -> RunFolder:
+def see(tab: Visit, text: str) -> None:
+    tab.page.get_by_text(text).first.wait_for(timeout=WAIT)
+
+
+def press(tab: Visit, name: str) -> None:
+    tab.page.get_by_role("button", name=name, exact=True).click(timeout=WAIT)
+
+
+def form(visits: Any, subjects: int) -> Visit:
+    """The form of a job of so many subjects, filled in; every test asks for a run of its own."""
+    tab: Visit = visits("explore", model="engram", prompt="The capital of France is", context="")
+    tab.page.get_by_role("button", name="Start as a job").wait_for(timeout=WAIT)
+    tab.settle()
+    field = tab.page.get_by_label("Subjects")
+    field.fill(str(subjects))
+    return tab
+
+
+def job(tab: Visit, explorer: Any, after: str = "") -> RunFolder:
+    """The job that the address names, once that is another than the one before."""
+    tab.page.wait_for_function(
+        "before => ![null, before].includes(new URLSearchParams(location.search).get('job'))",
+        arg=after,
+        timeout=WAIT,
+    )
+    run_id = parse_qs(urlsplit(tab.page.url).query)["job"][0]
     return RunFolder(explorer.folder / "runs", run_id)
 
 
+def terminal(explorer: Any, *words: str) -> subprocess.Popen[bytes]:
+    """`mnemoscope runs WORDS` beside the explorer."""
+    command = [sys.executable, "-P", "-m", "mnemoscope.cli.main", "runs", *words]
+    return subprocess.Popen(command, cwd=explorer.folder, stderr=subprocess.DEVNULL)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT / 1000
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
 def test_started_watched_from_another_tab_cancelled_and_finished(
-    tabs: Any, explorer: Any, held: ExitStack, monkeypatch: pytest.MonkeyPatch
+    visits: Any, explorer: Any, held: ExitStack
 ) -> None:
-    monkeypatch.setenv("MNEMOSCOPE_CACHE", str(explorer.folder / "cache"))  # where devices are held
-    held.enter_context(turn_on("cpu", "retrieval-scores-0123456789", lambda _: None))
-    first = tabs("explore", model="engram", prompt="The capital of France is", context="")
-    first.page.get_by_label("Subjects").fill("8")
+    first = form(visits, 8)
     first.page.get_by_label("Subjects").press("Enter")  # by keyboard alone
-    run_id = first.job()
-    first.see("queued behind retrieval-scores-0123456789")  # what another user works on
-    first.page.get_by_role("button", name="Cancel", exact=True).scroll_into_view_if_needed()
+    folder = job(first, explorer)
+    see(first, f"queued behind {OTHER}")  # what another user works on
     first.shoot("job-queued")
 
-    second = tabs("runs", dark=True, run=run_id)
-    second.press("Cancel")
-    first.see("It was cancelled; what it finished is kept.")  # nobody touched this tab
+    second = visits("runs", dark=True, run=folder.id)
+    press(second, "Cancel")
+    see(first, CANCELLED)  # nobody touched this tab
     second.page.get_by_role("button", name="Resume", exact=True).wait_for(timeout=WAIT)
     second.shoot("job-cancelled-dark")
 
-    first.page.close()
     held.close()
-    second.press("Resume")
-    second.see("It is finished.")
-    second.see("Provenance")
-    assert folder_of(explorer, run_id).final.is_dir()
+    press(second, "Resume")
+    for tab in (first, second):
+        see(tab, "It is finished.")
+    first.page.close()
+    see(second, "Provenance")
+    see(second, "all of it is free again")
     second.shoot("job-finished-dark")
+    assert folder.final.is_dir()
+    record = read_job_record(folder.final)
+    assert record is not None
+    assert record.device == "cpu"
+    assert first.own_complaints == second.own_complaints == []
 
 
-def test_a_killed_worker_a_deleted_and_a_damaged_folder(tabs: Any, explorer: Any) -> None:
-    tab = tabs("explore", model="engram", prompt="The capital of France is", context="")
-    tab.page.get_by_label("Subjects").fill("9")
-    tab.press("Start as a job")
-    folder = folder_of(explorer, tab.job())
-    tab.page.get_by_role("button", name="Cancel", exact=True).wait_for(timeout=WAIT)
-    tab.page.wait_for_timeout(3000)  # until the process has put its number there
+def test_deleted_then_steered_from_a_terminal_then_killed_at_work(
+    visits: Any, explorer: Any, held: ExitStack
+) -> None:
+    """One tab tells all of it, and nobody touches it except where a button is pressed."""
+    tab = form(visits, 11)
+    press(tab, "Start as a job")
+    deleted = job(tab, explorer)
+    see(tab, f"queued behind {OTHER}")
+    shutil.rmtree(deleted.partial)
+    see(tab, "Start it again on the page of its method.")
+
+    tab.page.get_by_label("Subjects").fill("60")
+    press(tab, "Start as a job")
+    folder = job(tab, explorer, deleted.id)
+    see(tab, f"queued behind {OTHER}")
+    assert terminal(explorer, "cancel", folder.id).wait(WAIT / 1000) == 0
+    see(tab, CANCELLED)
+    resumed = terminal(explorer, "resume", folder.id, "--queue")
+    see(tab, f"queued behind {OTHER}")
+    held.close()
+
+    until(lambda: read_state(folder.path).status is RunStatus.RUNNING)
     os.kill(read_state(folder.path).pid, signal.SIGKILL)
-    tab.see("Its process is gone; what it finished is kept.")
+    assert resumed.wait(WAIT / 1000) == -signal.SIGKILL
+    see(tab, "Its process is gone; what it finished is kept.")
     tab.page.get_by_role("button", name="Resume", exact=True).scroll_into_view_if_needed()
     tab.shoot("job-killed")
-
-    (folder.partial / "state.json").write_text("{")
-    runs = tabs("runs", run=folder.id)
-    runs.see("The run's folder is damaged")
-    runs.shoot("job-damaged")
-    shutil.rmtree(folder.partial)
-    gone = tabs("runs", run=folder.id)
-    gone.see("Start it again on the page of its method.")
-    gone.shoot("job-gone")
-    assert gone.page.get_by_text("Traceback").count() == 0
+    press(tab, "Resume")
+    see(tab, "It is finished.")
+    assert read_state(folder.path).status is RunStatus.FINISHED
+    assert tab.own_complaints == []

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 WAIT = 60_000
+REST = Path(__file__).with_name("rest.js").read_text().split("\n", 3)[3]
 
 
 class Visit:
@@ -20,6 +21,7 @@ class Visit:
     def __init__(self, browser: Any, url: str, *, dark: bool = False) -> None:
         self.outside: list[str] = []
         self.complaints: list[str] = []
+        self._turns = 0
         self.page = browser.new_page(
             viewport={"width": 1280, "height": 900}, color_scheme="dark" if dark else "light"
         )
@@ -41,11 +43,9 @@ class Visit:
             self.complaints.append(f"{message.text} {where}")
 
     def settle(self) -> None:
-        """Wait until the script has come to rest."""
-        app = self.page.locator('[data-testid="stApp"]')
-        self.page.wait_for_timeout(500)
-        app.and_(self.page.locator('[data-test-script-state="notRunning"]')).wait_for(timeout=WAIT)
-        self.page.wait_for_timeout(500)
+        """Wait until the script has come to rest, and what it made has been drawn."""
+        self._turns += 1
+        self.page.wait_for_function(REST, arg=self._turns, polling=50, timeout=WAIT)
 
     def cell(self, head: str) -> Any:
         """The cell of a head in the first grid of the page."""
@@ -53,8 +53,10 @@ class Visit:
         return grid.locator(f'path[aria-label^="{head} score"]').first
 
     def see(self, text: str | re.Pattern[str]) -> None:
-        """Wait until this text stands on the page."""
-        self.page.get_by_text(text).first.wait_for(timeout=WAIT)
+        """Wait until this text stands on the page; a traceback in its place is told at once."""
+        raised = self.page.locator('[data-testid="stException"]')
+        self.page.get_by_text(text).or_(raised).first.wait_for(timeout=WAIT)
+        assert raised.all_inner_texts() == []
 
     def code(self, n: int) -> list[str]:
         """The n code boxes of the page: continuations first, then before and after."""
@@ -69,13 +71,18 @@ class Visit:
         meant = ("outside.woff2", "/_stcore/h")
         return [text for text in self.complaints if not any(part in text for part in meant)]
 
-    def shoot(self, name: str) -> None:
+    @property
+    def name(self) -> str:
+        """The page's name in the address."""
+        return urlsplit(self.page.url).path.strip("/") or "ask"
+
+    def shoot(self, name: str, width: int = 1280) -> None:
         """Keep a picture of the whole page, if anybody wants to look."""
         folder = os.environ.get("MNEMOSCOPE_SCREENSHOTS")
         if folder:
             height = self.page.evaluate(
                 "document.querySelector('[data-testid=stMain]').scrollHeight"
             )
-            self.page.set_viewport_size({"width": 1280, "height": min(height + 60, 4000)})
+            self.page.set_viewport_size({"width": width, "height": min(height + 60, 4000)})
             self.page.wait_for_timeout(1000)
             self.page.screenshot(path=Path(folder) / f"{name}.png")

@@ -5,7 +5,9 @@ import random
 import shutil
 import time
 from multiprocessing import get_context
+from pathlib import Path
 
+import checkpoints
 import pytest
 from checkpoints import HEADS, prune
 from mnemoscope.interventions.checkpoint_surgery import verify_pruned
@@ -29,7 +31,9 @@ def child(source, out, heads, how):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
-def test_kills_leave_nothing_or_the_whole(llama, tmp_path, replacing):
+def test_kills_leave_nothing_or_the_whole(llama, tmp_path, replacing, monkeypatch):
+    # Python 3.11's fork server does not take over sys.path and then silently imports nothing.
+    monkeypatch.setenv("PYTHONPATH", str(Path(checkpoints.__file__).parent))
     place = tmp_path / "place"
     place.mkdir()
     out = place / "out"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, ids, tiny
-from mnemoscope.interventions import path_patching
+from mnemoscope.interventions import end_chain, end_sweep
 from mnemoscope.interventions.end_total_effect import end_total_effects
 from mnemoscope.interventions.path_patching import (
     build_chain,
@@ -209,8 +209,8 @@ def test_cutting_to_the_memory_budget_does_not_change_the_result(
     chain = build_chain(model)
     whole = direct_effects(chain, org, cf.z, tokens)
     pieces = [(slice(c, c + 1), slice(r, r + 5)) for c in range(3) for r in range(0, 12, 5)]
-    monkeypatch.setattr(path_patching, "_pieces", lambda *_: pieces)
-    monkeypatch.setattr(path_patching, "_rows_per_call", lambda *_: 3)
+    monkeypatch.setattr(end_sweep, "_cuts", lambda *_: pieces)
+    monkeypatch.setattr(end_chain, "_rows_per_call", lambda *_: 3)
     cut = direct_effects(chain, org, cf.z, tokens)
     assert torch.allclose(whole.patched, cut.patched, atol=EXACT)
     assert torch.allclose(whole.clean, cut.clean, atol=EXACT)

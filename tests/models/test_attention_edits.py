@@ -20,6 +20,7 @@ from mnemoscope.models import (
     TokenSpan,
     knock_out,
     mean_query,
+    reweigh,
     streaming,
     uniform,
     zero,
@@ -46,6 +47,7 @@ HEADS = (HeadId(1, 3), HeadId(1, 0))
 EDITS = {
     "uniform": uniform(HEADS),
     "knock_out": knock_out(HEADS, [TokenSpan(2, 4), TokenSpan(8, 9)]),
+    "reweigh": reweigh(HEADS, [TokenSpan(2, 4), TokenSpan(8, 9)], 3.0),
     "streaming": streaming(HEADS, 2, 3),
     "no sink": streaming(HEADS, 0, 1),
 }
@@ -79,6 +81,12 @@ def by_formula(edit: AttentionEdit, s: Tensor, v: Tensor) -> Tensor:
     at = torch.arange(s.shape[-1])
     if edit.op == "uniform":
         return mean_of_seen(s, v)
+    if edit.op == "reweigh":
+        factor = torch.ones_like(s)
+        for span in edit.spans:
+            factor[..., span.start : span.stop] = edit.factor
+        weights = s.softmax(-1) * factor
+        return (weights / weights.sum(-1, keepdim=True) @ v).transpose(1, 2)
     gone = torch.zeros_like(s, dtype=torch.bool)
     if edit.op == "knock_out":
         for span in edit.spans:
@@ -116,6 +124,8 @@ def fired(edit: AttentionEdit, s: Tensor, v: Tensor) -> int:
     """Queries that could see a key which the edit hides; all of them when it is uniform."""
     if edit.op == "uniform":
         return s.shape[0] * s.shape[2]
+    if edit.op == "reweigh":  # as many queries as hiding the same keys would change
+        edit = knock_out(edit.heads, edit.spans)
     ones = torch.zeros_like(s).masked_fill(s == -torch.inf, -torch.inf)
     kept = by_formula(edit, ones, torch.ones_like(v))  # 1, or 0 for a query without a key
     eye = torch.eye(s.shape[-1], dtype=v.dtype).expand(*s.shape[:2], -1, -1)
@@ -515,6 +525,9 @@ def test_rows_are_read_of_what_the_other_heads_have() -> None:
         (uniform(HEADS, rows=[-1]), "batch rows"),
         (knock_out(HEADS, []), "need spans"),
         (AttentionEdit("uniform", HEADS, spans=(TokenSpan(0, 1),)), "take no spans"),
+        (reweigh(HEADS, [], 2.0), "need spans"),
+        (reweigh(HEADS, [TokenSpan(0, 1)], 0.0), "hide keys with 'knock_out'"),
+        (AttentionEdit("uniform", HEADS, factor=2.0), "only 'reweigh' takes one"),
         (AttentionEdit("knock_out", HEADS, (TokenSpan(0, 1),), recent=3), "take no sink"),
         (streaming(HEADS, 0, 0), "need sink and recent"),
         (streaming(HEADS, 4, 0), "own key"),
@@ -552,4 +565,4 @@ def test_an_edit_is_data() -> None:
     )
     assert '"L1.H3"' in text
     assert json.loads(text)[1]["spans"] == [[2, 4], [8, 9]]
-    assert json.loads(text)[4]["value"]["shape"] == [2, 8]
+    assert json.loads(text)[5]["value"]["shape"] == [2, 8]

@@ -111,7 +111,7 @@ def test_the_type_asked_for_is_the_type_loaded(saved: Path, word: str, dtype: to
 def test_unknown_options_are_refused(saved: Path) -> None:
     with pytest.raises(MnemoscopeError, match="use auto, float32, bfloat16, float16"):
         load_model(saved, dtype="int3")
-    with pytest.raises(MnemoscopeError, match="use backend='local'"):
+    with pytest.raises(MnemoscopeError, match="use local or nnsight"):
         load_model(saved, backend="cloud")  # type: ignore[arg-type]
 
 

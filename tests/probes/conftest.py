@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from mnemoscope.data.facts.conflicts import ConflictItem, build_conflicts
-from mnemoscope.interventions.path_patching import EndChain, build_chain
+from mnemoscope.interventions.end_chain import EndChain
+from mnemoscope.interventions.path_patching import build_chain
 from mnemoscope.models import HookedModel, wrap
 from mnemoscope.organisms import PlantedModel, null_model, planted_model, planted_relation
 

@@ -98,8 +98,8 @@ def test_a_full_head_of_a_teacher_puts_out_what_it_does_in_the_model(model):
     norm: list[torch.Tensor] = []
 
     def keep(call, full):
-        own[call.layer] = full
-        return full
+        own[call.layer] = full()
+        return own[call.layer]
 
     def spoil(call, full):
         return streaming_output(call, 1, 4) if call.layer == 0 else own[call.layer]
@@ -114,6 +114,23 @@ def test_a_full_head_of_a_teacher_puts_out_what_it_does_in_the_model(model):
     assert teacher == pytest.approx(expected, rel=1e-12)
     alone = distil(model, sample, alpha, replace(SMALL, full="self_full")).loss
     assert alone != pytest.approx(teacher, rel=1e-3)
+
+
+@pytest.mark.parametrize(("full", "passes"), [("teacher_full", 1), ("self_full", 3)])
+def test_full_attention_is_computed_where_it_is_used_only(model, monkeypatch, full, passes):
+    """A teacher gives all full attention; on its own states the student needs it on the way there
+    and again on the way back."""
+    seen = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def counting(q, k, v, *rest, **options):
+        seen.append(q.shape[2])
+        return kernel(q, k, v, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counting)
+    sample = random_source().sample(0)
+    distil(model, sample, gates(model, 0.5), replace(SMALL, full=full))
+    assert seen == [len(sample.ids)] * passes * model.anatomy.n_layers
 
 
 def test_loss_by_definition(model):

@@ -41,7 +41,7 @@ def calls_of(family: str, length: int) -> list[AttentionCall]:
 
     def keep(call, full):
         calls.append(call)
-        return full
+        return full()
 
     with mixed_attention(model, keep), torch.no_grad():
         model.forward(model.batch(ids(2, length).tolist()))
@@ -104,7 +104,7 @@ def test_checkpointed_blocks_compute_the_same_and_are_taken_off():
 def test_models_and_windows_that_cannot_stream_are_refused():
     with (
         pytest.raises(UnsupportedModelError, match="attention interface"),
-        mixed_attention(wrap(tiny("gptj")), lambda call, full: full),
+        mixed_attention(wrap(tiny("gptj")), lambda call, full: full()),
     ):
         pass
     call = calls_of("llama", 8)[0]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from mnemoscope.data.facts.haystacks import Span
 from mnemoscope.data.facts.needles import NeedleDesign, Trial, build_needle_design, make_needles
-from mnemoscope.interventions.path_patching import EndChain, build_chain
+from mnemoscope.interventions.end_chain import EndChain
+from mnemoscope.interventions.path_patching import build_chain
 from mnemoscope.models import HeadId, Site, load_model, wrap
 from mnemoscope.models.anatomy import head_output_weights, part
 from mnemoscope.models.errors import MnemoscopeError, PromptError

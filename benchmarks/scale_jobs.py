@@ -1,0 +1,220 @@
+"""What whole jobs cost on paper, from SmolLM2 to 70B, and how long that is on stated hardware."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from costs import (
+    Shape,
+    activation_bytes,
+    behind_flops,
+    gates_flops,
+    gates_memory,
+    naive_sweep_flops,
+    prefill_flops,
+    states_bytes,
+    sweep_flops,
+    total_end_flops,
+    weight_bytes,
+)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a machine sustains. `disk`: bytes/s at which weights come that do not fit."""
+
+    name: str
+    flops: float
+    bytes: float
+    disk: float
+    memory: float
+    keys: float
+    """Sorted keys a second in the ranking of neurons."""
+    itemsize: int
+    basis: str
+
+
+LAPTOP = Hardware(
+    "2 CPU cores",
+    *(8e10, 2e10, 1e9, 24e9, 2.7e7, 4),
+    "float32; FLOP/s and keys/s measured (last lines below; the passes reached a quarter to twice "
+    "as much, as the load was), bytes/s, disk and memory assumed",
+)
+H100 = Hardware(
+    "one H100",
+    *(4e14, 2.7e12, 5e9, 80e9, 2.5e9, 2),
+    "bfloat16; all assumed: 40 % of 989 TFLOP/s, 80 % of 3.35 TB/s, an NVMe disk, keys/s",
+)
+EIGHT = Hardware(
+    "eight H100",
+    *(2.6e15, 1.7e13, 5e9, 640e9, 2e10, 2),
+    "assumed: eight times the above, a fifth lost to talk between them",
+)
+MACHINES = (LAPTOP, H100, EIGHT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job: FLOPs of it and of the naive way, bytes beside the weights, reads of all weights, and
+    keys to sort, each of a shape."""
+
+    method: str
+    what: str
+    flops: Callable[[Shape], float]
+    naive: Callable[[Shape], float] | None
+    memory: Callable[[Shape], float]
+    reads: Callable[[Shape], float]
+    keys: Callable[[Shape], float] = lambda _: 0
+
+    def seconds(self, shape: Shape, machine: Hardware) -> float:
+        """FLOPs or bytes, whichever takes longer; weights that do not fit come from the disk."""
+        weights = self.reads(shape) * weight_bytes(shape, machine.itemsize)
+        resident = self.fits(shape, machine)
+        moving = weights / (machine.bytes if resident else machine.disk)
+        return max(self.flops(shape) / machine.flops, moving) + self.keys(shape) / machine.keys
+
+    def fits(self, shape: Shape, machine: Hardware) -> bool:
+        """Whether the weights stay in the memory of the machine, a tenth left for the rest."""
+        return machine.itemsize * shape.weights <= 0.9 * machine.memory
+
+
+ITEMS, ITEM_TOKENS = 200, 60
+PROMPTS, PROMPT_TOKENS, PROMPT_ROWS = 8192, 20, 256
+TRIALS, PER_HAYSTACK, SUFFIX, ANSWER = 160, 5, 60, 16
+STEPS = 2000
+STEP_TOKENS = 16384
+PAIRS, WORDINGS, PAIR_TOKENS, PAIR_ROWS = 200, 4, 24, 64
+
+
+def _both_corruptions(sweep: Callable[[Shape], float]) -> Callable[[Shape], float]:
+    return lambda shape: 3 * prefill_flops(shape, ITEM_TOKENS, ITEMS) + 2 * sweep(shape)
+
+
+def _retrieval(tokens: int) -> Callable[[Shape], float]:
+    def flops(shape: Shape) -> float:
+        haystacks = math.ceil(TRIALS / PER_HAYSTACK)
+        spoken = 3 * behind_flops(shape, tokens, SUFFIX) + behind_flops(shape, tokens, ANSWER)
+        return haystacks * prefill_flops(shape, tokens) + TRIALS * spoken
+
+    return flops
+
+
+def _retrieval_reads(tokens: int) -> Callable[[Shape], float]:
+    chunks = math.ceil(TRIALS / PER_HAYSTACK) * math.ceil(tokens / 2048)
+    return lambda _: chunks + TRIALS * (3 + ANSWER)
+
+
+def _retrieval_naive(tokens: int) -> Callable[[Shape], float]:
+    """A prefill a trial."""
+    return lambda shape: TRIALS * prefill_flops(shape, tokens + SUFFIX + ANSWER, logits=ANSWER)
+
+
+JOBS = (
+    Job(
+        "PH3, direct effects",
+        f"`heads score`: {ITEMS} items of {ITEM_TOKENS} tokens, both corruptions",
+        _both_corruptions(lambda shape: sweep_flops(shape, ITEMS)),
+        lambda shape: 2 * naive_sweep_flops(shape, ITEM_TOKENS, ITEMS),
+        lambda shape: 1.5 * states_bytes(shape, ITEMS) + 2**29,
+        lambda _: 5,
+    ),
+    Job(
+        "PH3, END total effects",
+        f"`heads score --estimand total_end`: {ITEMS} items of {ITEM_TOKENS} tokens",
+        _both_corruptions(lambda shape: total_end_flops(shape, ITEM_TOKENS, ITEMS)),
+        lambda shape: 2 * naive_sweep_flops(shape, ITEM_TOKENS, ITEMS),
+        lambda shape: ITEMS * shape.kv_bytes(ITEM_TOKENS) + 2**29,
+        lambda _: 2 + 2 * 4,
+    ),
+    Job(
+        "relation neurons",
+        f"`neurons find`: {PROMPTS:,} prompts of {PROMPT_TOKENS} tokens, 12 relations, all units",
+        lambda shape: prefill_flops(shape, PROMPT_TOKENS, PROMPTS),
+        None,
+        lambda shape: activation_bytes(shape, PROMPTS),
+        lambda _: PROMPTS / PROMPT_ROWS,
+        lambda shape: shape.units * PROMPTS,
+    ),
+    *(
+        Job(
+            f"retrieval rows, {tokens // 1024}k",
+            f"`retrieval score --lengths {tokens}`: {TRIALS} trials, {PER_HAYSTACK} a haystack",
+            _retrieval(tokens),
+            _retrieval_naive(tokens),
+            lambda shape, tokens=tokens: shape.kv_bytes(tokens + SUFFIX + ANSWER) + 2**26,
+            _retrieval_reads(tokens),
+        )
+        for tokens in (4096, 32768, 131072)
+    ),
+    Job(
+        "streaming gates",
+        f"`retrieval gates`: {STEPS:,} steps on {STEP_TOKENS:,} tokens",
+        lambda shape: STEPS * gates_flops(shape, STEP_TOKENS),
+        None,
+        lambda shape: gates_memory(shape, STEP_TOKENS),
+        lambda _: 4 * STEPS,
+    ),
+    Job(
+        "binding",
+        f"`binding probe`: {PAIRS} pairs, {WORDINGS} wordings both ways, {PAIR_TOKENS} tokens, and "
+        "the two controls",
+        lambda shape: prefill_flops(shape, PAIR_TOKENS, 3 * 2 * WORDINGS * PAIRS),
+        None,
+        lambda shape: 2 * 2 * WORDINGS * PAIRS * 3 * (shape.layers + 1) * shape.d_model * 4,
+        lambda _: 3 * 2 * WORDINGS * PAIRS / PAIR_ROWS,
+    ),
+)
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def prune_seconds(shape: Shape, disk: float, itemsize: int = 2) -> float:
+    """Pruning heads in every shard: each byte read and written once, measured at 0.8 to 1.1 times
+    what a copy takes. `disk`: bytes/s of a copy, read and written ones together."""
+    return 2 * shape.weights * itemsize / disk
+
+
+READS_A_SHARD = 2 + 9  # 2**9 = 512
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus of ids of `width` bytes, indexed in shards that workers sort in memory."""
+
+    tokens: float
+    width: int = 2
+    shard: float = 2.5e8
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.tokens / self.shard)
+
+    @property
+    def build_hours(self) -> float:
+        """Of one core: to sort and write; without the tokenizer."""
+        return self.tokens / 1e6 * 0.20 / 3600
+
+    @property
+    def disk(self) -> float:
+        """Bytes: ids, a place of five bytes a token (four in a small shard), and documents."""
+        return self.tokens * (self.width + 5)
+
+    @property
+    def sort_memory(self) -> float:
+        """Bytes a worker needs: the ids and a place for each byte of them; places take eight bytes
+        from 2**31 bytes of ids on."""
+        place = 4 if self.width * self.shard < 2**31 else 8
+        return min(self.shard, self.tokens) * (self.width + place * self.width)
+
+    @property
+    def reads(self) -> int:
+        """Pages of the disk that one cold search touches: of each shard one of its directory, one
+        of the 512 places that the directory leaves, and the texts of half of half of ... them."""
+        return READS_A_SHARD * self.shards
+
+    def find_seconds(self, latency: float = 1e-4, at_once: int = 32) -> float:
+        """A cold search, shards side by side: `at_once` reads under way of `latency` each."""
+        return max(READS_A_SHARD, self.reads / at_once) * latency
