@@ -38,7 +38,7 @@ from gpu_rows import RowSetting
 from measuring import RESULTS, table, write_section
 
 CLAIM = (
-    "What the heavy methods take on one accelerator, beside their FLOPs and bytes on paper, the "
+    "What the heavy methods take on one device, beside their FLOPs and bytes on paper, the "
     "measured peak of the device, and the naive way on the same inputs."
 )
 NOTE = (
@@ -103,10 +103,10 @@ SMALL = Preset(
     (SMOLLM2,),
     *("float32", 1024, 3),
     {
-        "ph3": HeadSetting(4, (20, 100), 1, 512),
-        "ap": NeuronSetting(96, 20, 32, 5, 2**28),
-        "rows": RowSetting((512, 1024), 32, 512, 3),
-        "gates": GateBenchSetting((512,), 64, 512),
+        "ph3": HeadSetting(2, (20, 60), 1, 512),
+        "ap": NeuronSetting(48, 20, 16, 2, 2**28),
+        "rows": RowSetting((256, 768), 32, 256, 2),
+        "gates": GateBenchSetting((256,), 64, 256, sink=32, recent=64),
     },
 )
 FULL = Preset(

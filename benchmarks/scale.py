@@ -247,12 +247,28 @@ def _suffix_index(tables: list[list[Row]]) -> Iterator[Point]:
 
 
 def _small(tables: list[list[Row]]) -> Iterator[Point]:
-    """SmolLM2's shape: FLOPs at the rate of the plain passes of the same run."""
-    rows = [row for found in tables for row in found if float(row.get("TFLOP") or 0)]
+    """SmolLM2's shape: each part in units of plain or naive passes of its own rounds, and a step of
+    gates at the share of the product's peak that the plain passes of the run reached."""
+    rows = [row for found in tables for row in found if "what" in row]
+    for row in rows:
+        what = f"{row['model']}, {row['what']}"
+        if row.get("naive TFLOP"):
+            paper = float(row["naive TFLOP"]) / float(row["TFLOP"])
+            yield f"{what}: naive / ours", "gpu_small", paper, float(row["naive / ours"])
+        elif row.get("paper"):
+            paper = float(row["paper"])
+            yield f"{what}: plain prefills", "gpu_small", paper, float(row["rows / plain"])
+        elif row["naive is"] == "the plain passes":
+            yield f"{what}: plain passes", "gpu_small", 1.0, 1 / float(row["naive / ours"])
+    yield from _gates(rows, {row["part"]: row for row in tables[-1]} if tables else {})
+
+
+def _gates(rows: list[Row], peaks: dict[str, Row]) -> Iterator[Point]:
     for plain in (row for row in rows if row["naive is"] == "the plain passes"):
-        rate = float(plain["TFLOP"]) / float(plain["naive s"])
-        for row in rows:
-            paper = float(row["TFLOP"]) / rate
+        reached = float(plain["TFLOP"]) / float(plain["naive s"])
+        share = reached / float(peaks["ap"]["product TFLOP/s"])
+        for row in (row for row in rows if row["what"].startswith("a step on")):
+            paper = float(row["TFLOP"]) / (share * float(peaks["gates"]["product TFLOP/s"]))
             yield f"{row['model']}, {row['what']}: s", "gpu_small", paper, float(row["s"])
 
 

@@ -28,6 +28,7 @@ from ..models.tokens import TokenBatch
 from ..models.types import HeadId, Site
 from .end_chain import EndChain, one_token_chain, wide_type
 from .end_sweep import Effects, EndStates, Frozen, Recomputed, Senders, sweep
+from .rounding import half_precision_bound
 
 GUARD_HEADS = 8
 _GUARD_TOKENS = 256
@@ -124,20 +125,20 @@ def build_chain(model: HookedModel, *, seed: int = 0) -> EndChain:
     """Prepare a model for sweeps and prove the identity on it.
 
     Eight random heads of a random prompt are compared with the hooked full pass (all other `z`
-    frozen by edits). Raises `UnsupportedModelError` above 1e-4 (float32 and wider) or 2e-2 (half
-    precision) standard deviations of the logits, and for an engine without weights
-    (`patched_passes.chain_for` has a way then). Reads offloaded weights five times.
+    frozen by edits). Raises `UnsupportedModelError` above 1e-4 standard deviations of the logits,
+    in half precision above 2e-2 or what rounding does to the full pass (`rounding`, measured where
+    it is asked for), and for an engine without weights (`patched_passes.chain_for` has a way then).
+    Reads offloaded weights five times, in half precision up to seven times.
     """
     require(model, "weights", "path patching by single blocks")
     if model.module.training:
         raise MnemoscopeError("the model is in training mode, where dropout is on: call .eval().")
     chain = one_token_chain(model)
-    gap = _guard_gap(chain, seed)
-    tolerance = 1e-4 if model.dtype.itemsize >= 4 else 2e-2
+    gap, tolerance = _guard(chain, seed)
     if not gap <= tolerance:
         raise UnsupportedModelError(
             f"path patching is not exact on {model.name} (off by {gap:.2g} logit standard "
-            f"deviations, at most {tolerance:g} allowed): something besides attention mixes "
+            f"deviations, at most {tolerance:.2g} allowed): something besides attention mixes "
             "positions, or heads are coupled before the output projection."
         )
     return chain
@@ -146,8 +147,9 @@ def build_chain(model: HookedModel, *, seed: int = 0) -> EndChain:
 # -- the guard ------------------------------------------------------------------------------------
 
 
-def _guard_gap(chain: EndChain, seed: int) -> float:
-    """Largest difference to the hooked full pass, in standard deviations of the logits."""
+def _guard(chain: EndChain, seed: int) -> tuple[float, float]:
+    """Largest difference to the hooked full pass and the largest allowed, in standard deviations
+    of the logits."""
     model, anatomy = chain.model, chain.model.anatomy
     generator = torch.Generator().manual_seed(seed)
     length = min(6, anatomy.max_context or 6)
@@ -160,10 +162,18 @@ def _guard_gap(chain: EndChain, seed: int) -> float:
     some = torch.randperm(anatomy.d_vocab, generator=generator)[:_GUARD_TOKENS]
     senders = head_sets(model, [[head] for head in heads])
     effects = direct_effects(chain, original, states.z[:, 1:], some[None], senders=senders)
-    oracle = frozen_pass_logits(model, both.ids[:1], states.z[:, 1], heads)
-    oracle = oracle[:, some.to(oracle.device)]
-    gap = (effects.patched[0].to(oracle.device) - oracle).abs().max()
-    return float(gap / oracle.std().clamp(min=1e-6))
+
+    def full() -> Tensor:
+        logits = frozen_pass_logits(model, both.ids[:1], states.z[:, 1], heads)
+        return logits[:, some.to(logits.device)]
+
+    oracle = full()
+    unit = float(oracle.std().clamp(min=1e-6))
+    gap = float((effects.patched[0].to(oracle.device) - oracle).abs().max()) / unit
+    tolerance = 1e-4 if model.dtype.itemsize >= 4 else 2e-2
+    if gap > tolerance:
+        tolerance = max(tolerance, half_precision_bound(model, full, oracle, unit))
+    return gap, tolerance
 
 
 @torch.no_grad()

@@ -190,16 +190,14 @@ def test_parts_and_ranged_reads_answer_as_the_whole_index_here() -> None:
             assert 0 <= float(row["rounds"]) <= float(row["reads"])
 
 
-def test_toy_figures_are_never_written() -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "hook_overhead.py"), "--toy", "--write"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "toy figures" in done.stderr
+def test_toy_figures_are_never_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hook_overhead.py", "--toy", "--write"])
+    with pytest.raises(SystemExit) as stop:
+        measuring.arguments("what every script reads its command line with")
+    assert stop.value.code == 2
+    assert "toy figures" in capsys.readouterr().err
 
 
 def test_a_script_replaces_its_own_section_only(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import gpu  # noqa: E402
 from costs import (  # noqa: E402
     LLAMA2_7B,
     LLAMA3_8B,
@@ -37,22 +38,18 @@ AGREEMENT = 1e-4
 PARTS = ("ph3", "ap", "rows", "gates")
 
 
-def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy", "--out", str(out), *options],
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a whole toy run, and what it printed."""
+    out = tmp_path_factory.mktemp("figures")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy", "--out", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a whole toy run, and what it printed."""
-    out = tmp_path_factory.mktemp("figures")
-    done = run(out)
     assert done.returncode == 0, done.stderr  # it stops where a count is off
     return out, done.stdout
 
@@ -95,17 +92,20 @@ def _setting(out: Path, part: str) -> dict[str, Any]:
     return json.loads((out / f"{part}-toy.json").read_text())["setting"]
 
 
-def test_a_stopped_run_goes_on_with_the_missing_part(toy: tuple[Path, str]) -> None:
+def test_a_stopped_run_goes_on_with_the_missing_part(
+    toy: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, printed = toy
     before = {part: (out / f"{part}-toy.json").read_bytes() for part in PARTS}
     (out / "rows-toy.json").unlink()
-    done = run(out)
-    assert done.returncode == 0, done.stderr
-    assert "rows on toy" in done.stderr
-    assert not any(f"{part} on toy" in done.stderr for part in ("ph3", "ap", "gates"))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--toy", "--out", str(out)])
+    gpu.main()
+    done = capsys.readouterr()
+    assert "rows on toy" in done.err
+    assert not any(f"{part} on toy" in done.err for part in ("ph3", "ap", "gates"))
     for part in ("ph3", "ap", "gates"):
         assert (out / f"{part}-toy.json").read_bytes() == before[part]
-    first, again = list(tables(printed)), list(tables(done.stdout))
+    first, again = list(tables(printed)), list(tables(done.out))
     assert [again[i] for i in (0, 1, 3)] == [first[i] for i in (0, 1, 3)]
 
 
@@ -131,11 +131,17 @@ def test_a_miscount_is_told() -> None:
     assert "wrong" in line
 
 
-def test_toy_and_single_parts_are_never_written() -> None:
-    for options in (("--write",), ("--part", "ph3", "--write")):
-        done = run(Path("nowhere"), *options)
-        assert done.returncode == 2
-        assert "only a whole run is written" in done.stderr
+@pytest.mark.parametrize("options", [("--toy",), ("--part", "ph3"), ("--small", "--part", "ap")])
+def test_toy_and_single_parts_are_never_written(
+    options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *options, "--write"])
+    with pytest.raises(SystemExit) as stop:
+        gpu.main()
+    assert stop.value.code == 2
+    assert "only a whole run is written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shape", [SMOLLM2, LLAMA2_7B, LLAMA3_8B], ids=lambda shape: shape.name)
