@@ -53,12 +53,25 @@ def _session(name: str) -> str:
 
 
 def _load(place: str) -> Loaded:
-    return Loaded(load_model(place), uuid4().hex)
+    loaded = Loaded(load_model(place), uuid4().hex)
+    collect_garbage()
+    return loaded
+
+
+def collect_garbage() -> None:
+    """Let go of what nobody refers to any more, and set aside all that stays.
+
+    Streamlit collects garbage after every run of a script and of each of its parts: looking through
+    all of torch and of the models takes a third of a second, and what is set aside is passed over.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def free_memory() -> None:
     """Give back what nobody refers to any more, on the device too."""
-    gc.collect()
+    collect_garbage()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

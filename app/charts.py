@@ -29,7 +29,7 @@ _LEGEND = [0, 0.05, 0.2, 0.5, 1]
 _UNIT = alt.Scale(domain=[0, 1])
 _NARROW = 330
 """Pixels of width below which the names of a legend stand one below the other."""
-_TENTHS = alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1])
+_TENTHS = alt.Axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1], labelOverlap="greedy", labelSeparation=4)
 
 
 def fitted(drawn: Any) -> Any:

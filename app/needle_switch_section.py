@@ -71,10 +71,12 @@ def choose_change(scene: NeedleScene) -> HeadChange:
 
 
 def once_seconds(scene: NeedleScene) -> float:
-    """One trial at the pace of the machine just now."""
+    """One trial at the pace of the machine just now, or half of what the one on show took, which
+    was replayed twice."""
     tokens = len(scene.found.forced.asked.ids)
     pace = pace_of(scene.loaded, scene.loaded.key, scene.asked)
-    return trial_seconds(scene.loaded.model, pace, tokens, NEW_TOKENS)
+    forecast = trial_seconds(scene.loaded.model, pace, tokens, NEW_TOKENS)
+    return max(forecast, scene.found.seconds / 2)
 
 
 def show_trials(scene: NeedleScene, switched: Switched) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
@@ -97,6 +98,8 @@ class NeedleTrial:
     question: QuestionReadings
     held: Mapping[int, HeldScores]
     """Queries and keys of the haystack, by layer."""
+    seconds: float = 0.0
+    """How long all of it took."""
 
     @property
     def needle(self) -> Needle:
@@ -182,6 +185,7 @@ def run_trial(model: HookedModel, asked: Hay, tell: Tell = silent) -> NeedleTria
     Memory: `held_bytes` for queries and keys, the result's only large part. Raises
     `MnemoscopeError` for what does not fit the model.
     """
+    began = perf_counter()
     design, trial = trial_design(model, asked)
     ids = design.haystacks[trial.haystack].ids
     haystack = None
@@ -212,6 +216,7 @@ def run_trial(model: HookedModel, asked: Hay, tell: Tell = silent) -> NeedleTria
         free,
         question,
         held,
+        perf_counter() - began,
     )
 
 

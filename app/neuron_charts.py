@@ -17,6 +17,7 @@ _GROUPS = alt.Scale(domain=[FOUND_BY, JUDGED_ON, NOT_ABOUT_IT], range=[_BLUE, _G
 _TOKENS = alt.Scale(domain=[FIRST, "other"], range=[_BLUE, OTHER])
 _MIDDLE = alt.Axis(labelAngle=0, labelFlush=False, labelBound=False, labelLimit=180)
 _UNIT = alt.Scale(domain=[0, 1])
+_FEW = alt.Axis(labelOverlap="greedy", labelSeparation=4)
 
 
 def layer_chart(table: polars.DataFrame, theme: str = "light") -> Any:
@@ -57,7 +58,7 @@ def precision_chart(table: polars.DataFrame) -> Any:
         .mark_bar()
         .encode(
             y=alt.Y("what:N", sort=None, title=None, axis=_MIDDLE),
-            x=alt.X("ap:Q", title="average precision", scale=_UNIT),
+            x=alt.X("ap:Q", title="average precision", scale=_UNIT, axis=_FEW),
             color=alt.Color("group:N", scale=_GROUPS, legend=None),
             tooltip=["what:N", alt.Tooltip("ap:Q", format=".4f")],
         )
@@ -78,7 +79,12 @@ def log_p_chart(values: Mapping[str, float], random: Sequence[float]) -> Any:
         alt.Chart(alt.Data(values=rows), height=alt.Step(24))
         .mark_tick(thickness=3, bandSize=16)
         .encode(
-            x=alt.X("log P:Q", title="log P of the token", scale=alt.Scale(zero=False, nice=True)),
+            x=alt.X(
+                "log P:Q",
+                title="log P of the token",
+                scale=alt.Scale(zero=False, nice=True),
+                axis=alt.Axis(tickCount=5, labelOverlap="greedy", labelSeparation=8),
+            ),
             y=alt.Y("what:N", sort=order, title=None, axis=_MIDDLE),
             color=alt.condition("datum.what == 'random units'", alt.value(OTHER), alt.value(_BLUE)),
             tooltip=["what:N", alt.Tooltip("log P:Q", format=".3f")],

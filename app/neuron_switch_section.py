@@ -125,7 +125,7 @@ def show_readings(scene: NeuronScene, chosen: UnitChange, known: Neutral) -> Non
         before = neuron_cached.unit_reading_of(*about, (), chosen.change, 0.0)
         after = neuron_cached.unit_reading_of(*about, chosen.units, chosen.change, chosen.factor)
     first = before.first
-    columns = st.columns(3, gap="large")
+    columns = st.columns(3, gap="small")
     with columns[0]:
         show_reading("Unchanged", before, first)
     with columns[1]:

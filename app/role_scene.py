@@ -21,6 +21,7 @@ from .role_sources import (
     first_choice,
     found_sources,
     imports_folder,
+    is_whole,
     named_apart,
     read_source,
 )
@@ -97,7 +98,7 @@ def role_sidebar(settings: Settings) -> RoleScene | None:
         chosen = _several(
             "Scores from",
             list(sources),
-            first_choice(list(sources.values())) or list(sources)[:1],
+            first_choice([one for one in sources.values() if is_whole(one)]) or list(sources)[:1],
             key="sources",
             help="Finished runs, saved head sets, and files in the imports folder.",
         )

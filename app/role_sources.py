@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import polars
 
 from ..cli.retrieval_gates import KIND as GATES
 from ..cli.retrieval_patterns import full_heads, holds_pattern, load_pattern
@@ -96,6 +97,17 @@ def first_choice(sources: Sequence[RoleSource]) -> list[str]:
         if one.kind == "run":
             latest.setdefault(one.key.rpartition("-")[0], one.key)
     return list(latest.values())
+
+
+def is_whole(source: RoleSource) -> bool:
+    """Whether what a run found can be read: one that is damaged is offered, and not chosen."""
+    if source.kind != "run":
+        return True
+    try:
+        polars.read_parquet_schema(source.path / "table.parquet")
+    except (OSError, polars.exceptions.PolarsError):
+        return False
+    return True
 
 
 def importable(folder: Path) -> tuple[Path, ...]:

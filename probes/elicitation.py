@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ..data.facts.conflicts import ConflictItem, build_conflicts, classify
 from ..data.facts.items import Fact, Relation
@@ -60,11 +61,17 @@ def greedy_texts(
 def tellable_apart(model: HookedModel) -> Callable[[str, str, str], bool]:
     """A test for `build_conflicts`: do two answers start with different tokens after a prompt?"""
 
-    def compatible(prompt: str, a: str, b: str) -> bool:
+    # The pool's answers are tried after the same prompts again and again.
+    @lru_cache(maxsize=4096)
+    def first(prompt: str, answer: str) -> int | None:
         try:
-            return model.answer_ids(prompt, a)[0] != model.answer_ids(prompt, b)[0]
+            return model.answer_ids(prompt, answer)[0]
         except PromptError:
-            return False
+            return None
+
+    def compatible(prompt: str, a: str, b: str) -> bool:
+        ours, other = first(prompt, a), first(prompt, b)
+        return ours is not None and other is not None and ours != other
 
     return compatible
 

@@ -92,11 +92,15 @@ def load_run(folder: Path | str) -> LoadedRun:
         raise RunFolderError(
             f"{folder} is no finished run: run the command that started it again to go on."
         )
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-        provenance = Provenance.from_json((folder / "provenance.json").read_text("utf-8"))
+        config = json.loads(path.read_bytes())
+        path = folder / "provenance.json"
+        provenance = Provenance.from_json(path.read_text("utf-8"))
     except (OSError, ValueError, RunFolderError) as error:
-        raise RunFolderError(f"{folder} is no finished run, or is damaged ({error}).") from error
+        raise RunFolderError(
+            f"{folder} is no finished run, or its {path.name} is damaged ({error})."
+        ) from error
     return LoadedRun(folder, config, read_state(folder), provenance)
 
 

@@ -107,8 +107,8 @@ def show_chosen(runs: tuple[RunInfo, ...]) -> None:
         return
     run = by_id[run_id]
     job_card(run_id)
-    if run.status == RunStatus.FINISHED:
-        with told():
+    if run.status == RunStatus.FINISHED or "provenance.json" in run.message:
+        with told():  # says what the card cannot know: which file of the results is damaged
             show_finished(run)
 
 

@@ -34,7 +34,9 @@ def walk(page: Any) -> Walk:
     for _ in range(MOST_TABS):
         page.keyboard.press("Tab")
         here = page.evaluate("keys.here()")
-        if here is None or here["place"] == next(iter(visited), None):
+        if here is None:  # on the page itself: at its end, or behind a part that was drawn anew
+            continue
+        if here["place"] == next(iter(visited), None):
             break
         if here["place"] >= 0:
             visited[here["place"]] = here["name"]

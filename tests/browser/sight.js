@@ -177,8 +177,8 @@
     const all = choice => parts.flatMap(part => [...part.querySelectorAll(choice)]);
     const value = one => /radio|checkbox/.test(one.type) ? one.checked : one.value;
     return [
-      ...parts.map(part => part.innerText),
-      ...all('input, textarea').map(one => `${one.ariaLabel ?? one.name}: ${value(one)}`),
+      ...parts.flatMap(part => part.innerText.split('\n').filter(line => line.trim())),
+      ...all('input, textarea').map(one => `${one.ariaLabel || one.labels?.[0]?.innerText}: ${value(one)}`),
       ...all('[role=slider]').map(one => `${one.ariaLabel}: ${one.ariaValueText ?? one.ariaValueNow}`),
       ...all('[aria-checked], [aria-pressed]')
         .map(one => `${one.textContent}: ${one.ariaChecked ?? one.ariaPressed}`),

@@ -139,7 +139,8 @@ def test_a_chart_in_four_kinds_and_a_view_that_opens_offline(
     assert view.complaints == []
     assert {urlsplit(url).scheme for url in view.asked} <= {"file", "data"}
     address = parse_qs(urlsplit(view.page.inner_text(".address")).query)
-    assert address == parse_qs(urlsplit(tab.page.url).query), "it leads back to this view"
+    shown_at = parse_qs(urlsplit(tab.page.url).query)
+    assert {name: address.get(name) for name in shown_at} == shown_at, "it leads back to this view"
     assert address["off"] == [CONTEXT_HEAD]
 
 

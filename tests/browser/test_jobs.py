@@ -8,7 +8,6 @@ named in MNEMOSCOPE_SCREENSHOTS.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from mnemoscope.app.jobs import start_job
+from mnemoscope.app.settings import settings_for
 from mnemoscope.cli.device_turns import turn_on
+from mnemoscope.cli.scoring import KIND, ScoreConfig, run_key
+from mnemoscope.models.load import load_model
 from mnemoscope.results.job_record import read_job_record
 from mnemoscope.results.run import RunFolder
 from mnemoscope.results.run_state import RunStatus, read_state
@@ -45,32 +48,26 @@ def held(explorer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
 
 
 def see(tab: Visit, text: str) -> None:
-    tab.page.get_by_text(text).first.wait_for(timeout=WAIT)
+    """Wait until the text stands on the page; the table of runs has it for screen readers too."""
+    tab.page.get_by_text(text).filter(visible=True).first.wait_for(timeout=WAIT)
 
 
 def press(tab: Visit, name: str) -> None:
     tab.page.get_by_role("button", name=name, exact=True).click(timeout=WAIT)
 
 
-def form(visits: Any, subjects: int) -> Visit:
-    """The form of a job of so many subjects, filled in; every test asks for a run of its own."""
-    tab: Visit = visits("explore", model="engram", prompt="The capital of France is", context="")
-    tab.page.get_by_role("button", name="Start as a job").wait_for(timeout=WAIT)
-    tab.settle()
-    field = tab.page.get_by_label("Subjects")
-    field.fill(str(subjects))
-    return tab
-
-
-def job(tab: Visit, explorer: Any, after: str = "") -> RunFolder:
-    """The job that the address names, once that is another than the one before."""
-    tab.page.wait_for_function(
-        "before => ![null, before].includes(new URLSearchParams(location.search).get('job'))",
-        arg=after,
-        timeout=WAIT,
-    )
+def job(tab: Visit, explorer: Any) -> RunFolder:
+    """The job that the address names."""
+    tab.page.wait_for_function("() => location.search.includes('job=')", timeout=WAIT)
     run_id = parse_qs(urlsplit(tab.page.url).query)["job"][0]
     return RunFolder(explorer.folder / "runs", run_id)
+
+
+def queued(explorer: Any, subjects: int) -> RunFolder:
+    """A job of so many subjects, started as the pages do; every test asks for a run of its own."""
+    settings = settings_for(["engram"], explorer.folder / "runs")
+    key = run_key(ScoreConfig("engram", subjects=subjects), load_model("engram"))
+    return RunFolder(settings.runs_root, start_job(settings, KIND, key))
 
 
 def terminal(explorer: Any, *words: str) -> subprocess.Popen[bytes]:
@@ -89,8 +86,12 @@ def until(holds: Callable[[], bool]) -> None:
 def test_started_watched_from_another_tab_cancelled_and_finished(
     visits: Any, explorer: Any, held: ExitStack
 ) -> None:
-    first = form(visits, 8)
-    first.page.get_by_label("Subjects").press("Enter")  # by keyboard alone
+    first = visits("explore", model="engram", prompt="The capital of France is", context="")
+    first.page.get_by_role("button", name="Start as a job").wait_for(timeout=WAIT)
+    first.settle()
+    field = first.page.get_by_label("Subjects")
+    field.fill("8")
+    field.press("Enter")  # by keyboard alone
     folder = job(first, explorer)
     see(first, f"queued behind {OTHER}")  # what another user works on
     first.shoot("job-queued")
@@ -98,14 +99,13 @@ def test_started_watched_from_another_tab_cancelled_and_finished(
     second = visits("runs", dark=True, run=folder.id)
     press(second, "Cancel")
     see(first, CANCELLED)  # nobody touched this tab
+    first.page.close()
     second.page.get_by_role("button", name="Resume", exact=True).wait_for(timeout=WAIT)
     second.shoot("job-cancelled-dark")
 
     held.close()
     press(second, "Resume")
-    for tab in (first, second):
-        see(tab, "It is finished.")
-    first.page.close()
+    see(second, "It is finished.")
     see(second, "Provenance")
     see(second, "all of it is free again")
     second.shoot("job-finished-dark")
@@ -116,20 +116,12 @@ def test_started_watched_from_another_tab_cancelled_and_finished(
     assert first.own_complaints == second.own_complaints == []
 
 
-def test_deleted_then_steered_from_a_terminal_then_killed_at_work(
+def test_steered_from_a_terminal_killed_at_work_and_gone_on_with(
     visits: Any, explorer: Any, held: ExitStack
 ) -> None:
-    """One tab tells all of it, and nobody touches it except where a button is pressed."""
-    tab = form(visits, 11)
-    press(tab, "Start as a job")
-    deleted = job(tab, explorer)
-    see(tab, f"queued behind {OTHER}")
-    shutil.rmtree(deleted.partial)
-    see(tab, "Start it again on the page of its method.")
-
-    tab.page.get_by_label("Subjects").fill("60")
-    press(tab, "Start as a job")
-    folder = job(tab, explorer, deleted.id)
+    """The page tells all of it, and nobody touches it except for the last button."""
+    folder = queued(explorer, 30)
+    tab = visits("runs", run=folder.id)
     see(tab, f"queued behind {OTHER}")
     assert terminal(explorer, "cancel", folder.id).wait(WAIT / 1000) == 0
     see(tab, CANCELLED)

@@ -55,7 +55,8 @@ def test_a_run_that_is_deleted_while_it_is_on_show(visits: Any, explorer: Any, r
     link = visit.page.url
     visit.page.goto(link, timeout=WAIT)  # and once more, from the address
     visit.see("Start it again on the page of its method.")
-    visit.see(explorer.run_id)
+    cell = visit.page.locator("td").filter(has_text=explorer.run_id).first  # drawn on a canvas
+    cell.wait_for(state="attached", timeout=WAIT)
     visit.settle()
     assert exceptions(visit) == []
 
