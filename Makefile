@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL ?= engram
 # A process a core, groups of tests to each (tests/conftest.py), torch on one thread in each.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations=25 --durations-min=10
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=10
 export MYPYPATH := .mypy_cache/src
 
 .PHONY: app demo test test-all check format bench clean

@@ -55,14 +55,19 @@ class AskScene:
 
     @property
     def address(self) -> dict[str, str]:
-        """Model and question as other pages take them from the address."""
-        return {
-            "model": self.label,
+        """Model and question as other pages take them from the address.
+
+        What is not asked, and the model that a page takes anyway, are left out: a page strips them
+        from its address, one step of the browser's history each, and Back would not leave it.
+        """
+        asked = {
+            "model": "" if self.label == next(iter(self.settings.models)) else self.label,
             "prompt": self.question.prompt,
             "context": self.question.context,
             "mem": self.typed[0],
             "ctx": self.typed[1],
         }
+        return {name: value for name, value in asked.items() if value}
 
     def scene(self) -> Scene:
         """The question answered. Raises `MnemoscopeError` for an empty or too long prompt."""
@@ -91,13 +96,21 @@ def ask_sidebar(settings: Settings) -> tuple[str, Question, tuple[str, str], str
 
 
 def adopt_address() -> None:
-    """Before the fields are drawn: a question in the names of the other pages is taken over."""
+    """Before the fields are drawn: a question in the names of the other pages is taken over.
+
+    Where the browser's Back leads here from another page, Streamlit has taken the question out of
+    the address; what was asked here before goes back into it.
+    """
+    returning = any(name in st.session_state for name in FIELDS)
     for name in FIELDS:
+        key = f"{PREFIX}{name}"
         if name in st.query_params:
-            key, value = f"{PREFIX}{name}", st.query_params[name]
+            value = st.query_params[name]
             del st.query_params[name]
             if key not in st.session_state:
                 st.session_state[key] = st.query_params[key] = value
+        elif returning and st.session_state.get(key) and key not in st.query_params:
+            st.session_state[key] = st.query_params[key] = st.session_state[key]
 
 
 def answer_sentence(said: str) -> str:

@@ -1,24 +1,45 @@
 """Shared by all tests: the folder of test models, one thread a process, and who runs what.
 
 With several processes each takes a whole file, so that models are loaded once; all browser tests
-are one group, since they share a server and two browsers at once would slow each other down.
+go to one process, since they share a server and two browsers at once would slow each other down;
+studies share nothing and go one by one.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
+class WholeFiles(LoadScopeScheduling):
+    """Deals out files, the folder of browser tests as one, studies test by test."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        if path.startswith("tests/browser/"):
+            return "tests/browser"
+        return nodeid if path.startswith("tests/studies/") else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
+    """Called by xdist; its own grouping by mark does nothing with pytest 9.2."""
+    return WholeFiles(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for the processes, long ones first: one that is begun last leaves a core idle."""
+    """What takes long comes first: a long file that is begun last leaves a core idle."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    for item in items:
-        group = "browser" if item.get_closest_marker("browser") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (not item.get_closest_marker("browser"), item.path not in slow))
+    folders = ("browser", "studies")
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        folder = item.path.parent.name
+        rank = folders.index(folder) if folder in folders else len(folders)
+        return rank, item.path not in slow
+
+    items.sort(key=place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,11 @@ def test_relation_neurons(rehearse: bool) -> None:
     model = wrap(units.module, units.tokenizer, name="planted units")
     design = build_design(units.relations, subjects=None, resamples=2, seed=0)
     want = find_relation_neurons(model, design)
-    same_arrays(find_relation_neurons(traced(model, rehearse=rehearse), design), want)
+    there = find_relation_neurons(traced(model, rehearse=rehearse), design)
+    if rehearse:  # a server keeps its weights to itself
+        assert np.isnan(there.write_norm).all()
+        there = replace(there, write_norm=want.write_norm)
+    same_arrays(there, want)
 
 
 @pytest.mark.parametrize("rehearse", [False, True])
