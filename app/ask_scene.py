@@ -26,6 +26,7 @@ of a field of the page that the link stands on."""
 FIELDS = ("model", "prompt", "context", "mem", "ctx", "corpus")
 """The fields without it, as other pages have them."""
 CORPUS = f"{PREFIX}corpus"
+_CAME_BACK = "the question came back"
 _SENTENCE = re.compile(r"\s*.+?(?:[.!?](?=\s|$)|(?=\n)|$)")
 
 
@@ -98,10 +99,12 @@ def ask_sidebar(settings: Settings) -> tuple[str, Question, tuple[str, str], str
 def adopt_address() -> None:
     """Before the fields are drawn: a question in the names of the other pages is taken over.
 
-    Where the browser's Back leads here from another page, Streamlit has taken the question out of
-    the address; what was asked here before goes back into it.
+    Where the browser's Back leads here from another page, what was asked here is not in the address
+    that Streamlit restores. It goes back into it, and the script starts again, since the fields of
+    a run that restores an address take nothing else.
     """
-    returning = any(name in st.session_state for name in FIELDS)
+    from_elsewhere = any(name in st.session_state for name in FIELDS)
+    returning = from_elsewhere and not st.session_state.pop(_CAME_BACK, False)
     for name in FIELDS:
         key = f"{PREFIX}{name}"
         if name in st.query_params:
@@ -111,6 +114,9 @@ def adopt_address() -> None:
                 st.session_state[key] = st.query_params[key] = value
         elif returning and st.session_state.get(key) and key not in st.query_params:
             st.session_state[key] = st.query_params[key] = st.session_state[key]
+            st.session_state[_CAME_BACK] = True
+    if returning and _CAME_BACK in st.session_state:
+        st.rerun()
 
 
 def answer_sentence(said: str) -> str:
