@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 import mnemoscope.app
 import pytest
 import streamlit as st
 from mnemoscope.app import ask_cached, trace_corpus
+from mnemoscope.app.answers import Question
 from mnemoscope.app.ask_cards import ROWS
+from mnemoscope.app.ask_scene import AskScene
 from mnemoscope.app.ask_tour import STEPS
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
 from mnemoscope.models.errors import MnemoscopeError
@@ -94,11 +97,19 @@ def test_both_answers_their_probabilities_and_the_reading_head() -> None:
     assert f"look at “{CLAIM}”" in words
 
 
-def test_links_carry_model_prompt_and_context() -> None:
+def test_links_carry_prompt_and_context_and_nothing_that_a_page_takes_anyway() -> None:
     found = links(opened(**CONFLICT))
     for page in ("explore", "retrieval", "neurons", "binding"):
-        assert found[page].items() >= {"model": "planted", **CONFLICT}.items()
+        assert found[page].items() >= CONFLICT.items()
+        assert not {"model", "mem", "ctx"} & set(found[page])
     assert found["retrieval"]["layer"], "the strongest reader is chosen there"
+
+
+def test_links_carry_a_model_that_is_not_the_first_one_and_typed_answers() -> None:
+    question = Question(PROMPT, CONTEXT)
+    settings = settings_for(["engram", "smollm2"], Path("runs"))
+    asked = AskScene(settings, "smollm2", cast(Any, None), question, ("monpel", ""), None)
+    assert asked.address == {"model": "smollm2", **CONFLICT, "mem": "monpel"}
 
 
 def test_empty_states_name_the_next_step() -> None:
