@@ -5,11 +5,17 @@ go to one process, since they share a server and two browsers at once would slow
 studies share nothing and go one by one.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Kernels of studies and other child processes too: two processes whose threads wait for each other
+# on the same cores take three times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from xdist.scheduler import LoadScopeScheduling
 

@@ -46,13 +46,14 @@ class Job(threading.Thread):
         super().__init__(daemon=True)
         self.run_id, self.arrived, self.device = f"{name}-0123456789", at(second), device
         self.behind: list[tuple[str, ...]] = []
-        self.works, self.may_end, self.may_find = (threading.Event() for _ in range(3))
+        self.asks, self.works, self.may_end, self.may_find = (threading.Event() for _ in range(4))
         if found:
             self.may_find.set()
         self.start()
 
     def run(self) -> None:
         def find() -> str:
+            self.asks.set()
             self.may_find.wait()
             return self.device
 
@@ -94,7 +95,7 @@ def test_who_was_queued_first_goes_first_however_late_its_process_comes(
 
 def test_a_later_job_waits_until_an_earlier_one_knows_its_device() -> None:
     slow = Job("slow", 1, found=False)
-    until(lambda: slow.is_alive() and not slow.works.is_set())
+    assert slow.asks.wait(60)  # it stands in the line, its device unknown
     quick = Job("quick", 2)
     until(lambda: quick.behind[-1:] == [(slow.run_id,)])
     slow.may_find.set()
