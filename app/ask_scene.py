@@ -103,8 +103,8 @@ def adopt_address() -> None:
     that Streamlit restores. It goes back into it, and the script starts again, since the fields of
     a run that restores an address take nothing else.
     """
-    from_elsewhere = any(name in st.session_state for name in FIELDS)
-    returning = from_elsewhere and not st.session_state.pop(_CAME_BACK, False)
+    came_back = st.session_state.pop(_CAME_BACK, False)
+    returning = not came_back and any(name in st.session_state for name in FIELDS)
     for name in FIELDS:
         key = f"{PREFIX}{name}"
         if name in st.query_params:
@@ -115,7 +115,7 @@ def adopt_address() -> None:
         elif returning and st.session_state.get(key) and key not in st.query_params:
             st.session_state[key] = st.query_params[key] = st.session_state[key]
             st.session_state[_CAME_BACK] = True
-    if returning and _CAME_BACK in st.session_state:
+    if _CAME_BACK in st.session_state:
         st.rerun()
 
 

@@ -17,7 +17,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from ..results.bundle import Bundle, Part
-from ..results.provenance import Provenance, collect_provenance
+from ..results.provenance import Provenance, provenance_beyond_a_model
 
 Shown: TypeAlias = "Callable[[], Part]"
 """A part of the view, made when somebody saves it."""
@@ -123,17 +123,7 @@ def section(name: str) -> Iterator[None]:
 
 def nobody(estimand: str) -> Provenance:
     """The provenance of what no model had a part in."""
-    unknown = dict.fromkeys(("weights_sha256", "tokenizer_sha256", "bos_rule", "attention"))
-    return collect_provenance(
-        model_id="none",
-        device="cpu",
-        dtype="none",
-        data_sha256=None,
-        prompt_template=None,
-        seed=None,
-        estimand=estimand,
-        **unknown,
-    )
+    return provenance_beyond_a_model(model_id="none", estimand=estimand, device="cpu", dtype="none")
 
 
 def _switches() -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from ..interventions.head_ablation import AnyEdit, run_answer
 from ..models.hooked import HookedModel
 from .background import Tell, silent
 from .needle_trial import NEW_TOKENS, Asked, NeedleTrial, trial_design
+from .neuron_switched import OfDraws
 from .own_haystack import DEPTHS
 from .switched_off import NOTHING, Means, Switched, edits_in
 from .switched_readings import Draws, in_force
@@ -37,18 +38,13 @@ class NeedleReading:
 
 
 @dataclass(frozen=True)
-class NeedleControl:
+class NeedleControl(OfDraws):
     """The same change of what should not matter: probability and log P in each draw."""
 
     first: tuple[float, ...]
     log_p: tuple[float, ...]
     different: int
     note: str
-
-    @property
-    def chance_outside(self) -> float:
-        """How often one more such set would fall outside the range of these: 2 / (n + 1)."""
-        return 2 / (self.different + 1)
 
 
 def needle_reading(

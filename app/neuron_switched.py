@@ -58,8 +58,19 @@ class UnitReading:
         return int(self.table["id"][0])
 
 
+class OfDraws:
+    """What every control of random draws says, whatever it read in them."""
+
+    different: int
+
+    @property
+    def chance_outside(self) -> float:
+        """How often one more such set would fall outside the range of these: 2 / (n + 1)."""
+        return 2 / (self.different + 1)
+
+
 @dataclass(frozen=True, eq=False)
-class UnitControl:
+class UnitControl(OfDraws):
     """The same change of matched random units: the first draw in full, and log P of one token in
     every draw; `different` counts different draws, `note` says where matching fell short."""
 
@@ -67,11 +78,6 @@ class UnitControl:
     log_p: tuple[float, ...]
     different: int
     note: str
-
-    @property
-    def chance_outside(self) -> float:
-        """How often one more such set would fall outside the range of these: 2 / (n + 1)."""
-        return 2 / (self.different + 1)
 
     def holds(self, log_p: float) -> bool:
         """Whether a value lies in the range of the draws, its ends included."""

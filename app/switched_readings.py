@@ -22,7 +22,7 @@ from ..results.controls import MatchedHeads, matched_random_heads
 from ..results.errors import StatisticsError
 from ..results.neuron_controls import matched_random_neurons
 from .answers import NEW_TOKENS, Answers, Question, first_ids
-from .neuron_switched import Neutral
+from .neuron_switched import Neutral, OfDraws
 from .switched_off import NOTHING, Means, Switched, edits_in
 
 CONTROL_DRAWS = 20
@@ -42,7 +42,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(OfDraws):
     """The same change of what should not matter: the contrasts of each text, one a draw, and
     probabilities by role; `different` counts the different sets among the draws, `note` says where
     matching fell short."""
@@ -51,11 +51,6 @@ class Control:
     probability: tuple[dict[str, tuple[float, ...]], ...]
     different: int
     note: str
-
-    @property
-    def chance_outside(self) -> float:
-        """How often one more such set would fall outside the range of these: 2 / (n + 1)."""
-        return 2 / (self.different + 1)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..organisms.forward_chaining import ChainingSettings, chaining_settings
 from ..probes.elicitation import Progress
 from ..probes.forward_chaining import NEW_TOKENS, ForwardChaining, forward_chaining
 from ..results.figures import dose_figure
-from ..results.provenance import collect_provenance, sha256_of_json
+from ..results.provenance import provenance_beyond_a_model, sha256_of_json
 from ..results.run import Run
 from .binding_runs import BindingResult, Findings, Phases, binding_run
 
@@ -197,18 +197,13 @@ def _in_weights(
         claim=_IN_WEIGHTS,
         summary={"preset": config.preset, "seed": config.seed, "rows": table.to_dicts()},
         table=table,
-        provenance=collect_provenance(
+        provenance=provenance_beyond_a_model(
             model_id=f"chaining toys: {', '.join(config.arms)}",
-            weights_sha256=None,
-            tokenizer_sha256=None,
             data_sha256=sha256_of_json(asdict(settings)),
-            prompt_template=None,
-            bos_rule=None,
             seed=config.seed,
             estimand="rank of the right number among all, by kind of question",
             device=config.device,
             dtype="float32",
-            attention=None,
         ),
         tables={"Arms by kind of question": table},
         figures={"mrr": _bars(table.rename(named), "mrr")},

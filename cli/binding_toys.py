@@ -19,7 +19,7 @@ from ..organisms.reversal_study import arm_table
 from ..organisms.reversal_training import train_toy
 from ..probes.elicitation import Progress
 from ..results.figures import dose_figure
-from ..results.provenance import Provenance, collect_provenance, sha256_of_json
+from ..results.provenance import Provenance, provenance_beyond_a_model, sha256_of_json
 from ..results.run import Run
 from .binding_runs import BindingResult, Findings, Phases, binding_run
 
@@ -161,16 +161,11 @@ def _sentence(row: dict[str, Any]) -> str:
 
 def _provenance(config: ToyConfig) -> Provenance:
     """The data are drawn from preset and seed, so these stand for them."""
-    return collect_provenance(
+    return provenance_beyond_a_model(
         model_id=f"reversal toys: {', '.join(config.arms)}",
-        weights_sha256=None,
-        tokenizer_sha256=None,
         data_sha256=sha256_of_json({**asdict(preset_named(config.preset))}),
-        prompt_template=None,
-        bos_rule=None,
         seed=config.seeds[0],
         estimand="recall of entities in the direction that was not told, by split",
         device=config.device,
         dtype="float32",
-        attention=None,
     )

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
-
-def _engine(value: str | None) -> str | None:
-    if value is not None:
-        os.environ["MNEMOSCOPE_BACKEND"] = value
-    return value
-
-
-def _server(value: str | None) -> str | None:
-    if value is not None:
-        os.environ["MNEMOSCOPE_REMOTE"] = value
-    return value
-
+from .placement_options import into_environment
 
 Backend = Annotated[
     str | None,
     typer.Option(
         "--backend",
         envvar="MNEMOSCOPE_BACKEND",
-        callback=_engine,
+        callback=into_environment("MNEMOSCOPE_BACKEND"),
         help="local (hooks; the default) or nnsight (traces).",
         show_default=False,
     ),
@@ -35,7 +23,7 @@ Remote = Annotated[
     typer.Option(
         "--remote",
         envvar="MNEMOSCOPE_REMOTE",
-        callback=_server,
+        callback=into_environment("MNEMOSCOPE_REMOTE"),
         help="Let a server run the passes, through nnsight: ndif, or http://host:port.",
         show_default=False,
     ),

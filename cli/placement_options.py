@@ -7,6 +7,7 @@ them to `load_model`, also in the processes of jobs.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -15,20 +16,23 @@ from ..models.errors import PlacementError
 from ..models.memory_limits import MAX_MEMORY, OFFLOAD_FOLDER, parse_memory
 
 
+def into_environment(variable: str) -> Callable[[str | None], str | None]:
+    """A callback of an option: what is given is put into an environment variable."""
+
+    def keep(value: str | None) -> str | None:
+        if value is not None:
+            os.environ[variable] = value
+        return value
+
+    return keep
+
+
 def _keep_memory(value: str | None) -> str | None:
-    if value is not None:
-        try:
-            parse_memory(value)
-        except PlacementError as error:
-            raise typer.BadParameter(str(error)) from None
-        os.environ[MAX_MEMORY] = value
-    return value
-
-
-def _keep_folder(value: str | None) -> str | None:
-    if value is not None:
-        os.environ[OFFLOAD_FOLDER] = value
-    return value
+    try:
+        parse_memory(value or "")
+    except PlacementError as error:
+        raise typer.BadParameter(str(error)) from None
+    return into_environment(MAX_MEMORY)(value)
 
 
 MaxMemory = Annotated[
@@ -46,7 +50,7 @@ OffloadFolder = Annotated[
     typer.Option(
         "--offload-folder",
         envvar=OFFLOAD_FOLDER,
-        callback=_keep_folder,
+        callback=into_environment(OFFLOAD_FOLDER),
         help="For weights that are rewritten on loading (fused experts) and do not fit.",
         show_default=False,
     ),

@@ -12,13 +12,14 @@ from typing import Any
 import polars
 
 from ..models.errors import MnemoscopeError
+from ..probes.elicitation import silent
 from ..results.ledger import Attempt
-from ..results.provenance import JSON, Provenance, collect_provenance
+from ..results.provenance import JSON, Provenance, provenance_beyond_a_model
 from ..results.shards import WHOLE, Shard, Unit
 from .prune_checks import written_before
 from .prune_config import Evaluate, PruneBatch
 from .prune_run import Loaded, plan_of, prune
-from .sweep_batch import Batch, BatchResult, size_of, work_on_batch
+from .sweep_batch import Batch, BatchResult, sized_units, work_on_batch
 
 KIND = "prune-batch"
 _SHOWN = ("closed", "agree", "memory_rate.substitution", "context_rate.substitution", "ppl")
@@ -47,11 +48,7 @@ def describe_batch(batch: PruneBatch) -> list[tuple[str, str, dict[str, Any] | N
 
 def units_of(batch: PruneBatch) -> tuple[Unit, ...]:
     """The units, those of a checkpoint together, with the bytes of its weights where known."""
-    sizes = {source.path: size_of(source.path) for source in batch.checkpoints}
-    return tuple(
-        Unit(name, config.source.path, sizes[config.source.path])
-        for name, config in batch.units().items()
-    )
+    return sized_units({name: config.source.path for name, config in batch.units().items()})
 
 
 def prune_batch(
@@ -104,7 +101,7 @@ class _Pruner:
                 runs=self._runs,
                 force=self._force,
                 say=self._say,
-                tell=_nobody,
+                tell=silent,
                 loaded=self._loaded,
             )
             found = done.document()
@@ -138,20 +135,10 @@ def _cells(attempt: Attempt, out: str) -> dict[str, Any]:
 
 
 def _provenance(batch: PruneBatch) -> Provenance:
-    return collect_provenance(
+    return provenance_beyond_a_model(
         model_id=", ".join(source.name for source in batch.checkpoints),
-        weights_sha256=None,
-        tokenizer_sha256=None,
-        data_sha256=None,
-        prompt_template=None,
-        bos_rule=None,
         seed=batch.controls.seed,
         estimand=f"pruned checkpoints, mode {batch.method.mode}",
         device="each unit's own",
         dtype="each checkpoint's own",
-        attention=None,
     )
-
-
-def _nobody(done: int, total: int) -> None:
-    """The batch shows its own progress, not that of a unit."""

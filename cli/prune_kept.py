@@ -16,7 +16,7 @@ import numpy as np
 import polars
 
 from ..models.errors import CheckpointError
-from ..results.provenance import Provenance, collect_provenance
+from ..results.provenance import Provenance, provenance_beyond_a_model
 from ..results.report import render_report
 from ..results.run import Run, RunFolder
 from ..results.run_folder import open_run, run_id_of
@@ -110,16 +110,11 @@ def _finish(planned: Planned, found: Mapping[str, Any], run: Run) -> Path:
 
 def _origin(config: PruneConfig) -> Provenance:
     """The weights are hashed in the folder's manifest, shard by shard."""
-    return collect_provenance(
+    return provenance_beyond_a_model(
         model_id=config.source.name,
         weights_sha256=None if config.source.sha256 == "auto" else config.source.sha256,
-        tokenizer_sha256=None,
-        data_sha256=None,
-        prompt_template=None,
-        bos_rule=None,
         seed=config.controls.seed,
         estimand=f"pruned checkpoint, mode {config.method.mode}",
         device="auto",
         dtype="the checkpoint's own",
-        attention=None,
     )

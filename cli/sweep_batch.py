@@ -116,7 +116,14 @@ def work_on_batch(
     return _result(batch, ledger, shard, {unit.name for unit in mine})
 
 
-def size_of(path: str) -> int | None:
+def sized_units(paths: Mapping[str, str]) -> tuple[Unit, ...]:
+    """Units by name and the path of their checkpoint, with the bytes of its weights where known;
+    those of a checkpoint are of one group."""
+    sizes = {path: _size_of(path) for path in dict.fromkeys(paths.values())}
+    return tuple(Unit(name, path, sizes[path]) for name, path in paths.items())
+
+
+def _size_of(path: str) -> int | None:
     """Bytes of a checkpoint's weights, None where they are not lying here under that path."""
     place = Path(path)
     with suppress(OSError):
@@ -134,22 +141,25 @@ def _result(batch: Batch, ledger: Ledger, shard: Shard, mine: set[str]) -> Batch
     settled = [now[unit.name] for unit in ledger.units if _settled(now.get(unit.name))]
     failures = {one.unit: one for one in settled if one.outcome is Outcome.FAILED}
     unsettled = tuple(unit.name for unit in ledger.units if not _settled(now.get(unit.name)))
+    table = batch.table(settled)
     return BatchResult(
         ledger.folder,
-        None if unsettled else _merge(batch, ledger, settled),
+        None if unsettled else _merge(batch, ledger, settled, table),
         shard,
-        batch.table(settled),
+        table,
         unsettled,
         failures,
         exit_code_of_all(one.code for name, one in failures.items() if name in mine),
     )
 
 
-def _merge(batch: Batch, ledger: Ledger, settled: Sequence[Attempt]) -> Path:
+def _merge(
+    batch: Batch, ledger: Ledger, settled: Sequence[Attempt], table: polars.DataFrame
+) -> Path:
     def finish(run: Run) -> None:
         if batch.extra is not None:
             batch.extra(run, settled)
-        table, provenance = batch.table(settled), batch.provenance()
+        provenance = batch.provenance()
         failed = sum(one.outcome is Outcome.FAILED for one in settled)
         seconds = np.array([np.nan if one.seconds is None else one.seconds for one in settled])
         report = render_report(

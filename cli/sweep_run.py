@@ -10,17 +10,20 @@ from typing import Any
 
 import polars
 
+from ..probes.elicitation import silent
 from ..results.errors import LedgerError, RunFolderError
 from ..results.ledger import Attempt, Outcome
-from ..results.provenance import JSON, Provenance, collect_provenance
+from ..results.provenance import JSON, Provenance, provenance_beyond_a_model
 from ..results.run import Run
 from ..results.run_reading import LoadedRun, load_run
 from ..results.shards import WHOLE, Shard, Unit, parts
 from ..results.storage import write_atomic
-from .sweep_batch import Batch, BatchResult, size_of, work_on_batch
-from .sweep_config import Sweep
+from .sweep_batch import Batch, BatchResult, sized_units, work_on_batch
+from .sweep_config import Checkpoint, Probe, Sweep
 
 KIND = "probe-sweep"
+Places = Mapping[str, Mapping[str, str]]
+"""The first cells of each unit's rows."""
 
 
 def run_sweep(
@@ -39,26 +42,27 @@ def run_sweep(
     row for each unit, `numbers.parquet`, the numbers of the units' summaries, and for each probe
     `PROBE.parquet`, the tables of all checkpoints. Raises only what concerns the whole sweep.
     """
+    units = sweep.units()
+    places = {
+        name: {"unit": name, "checkpoint": checkpoint.name, "probe": probe.name}
+        for name, (checkpoint, probe) in units.items()
+    }
     work = Batch(
         kind=KIND,
         config=sweep.document(),
         units=units_of(sweep),
-        do=lambda name: _measure(sweep, name, root, force, say),
-        table=lambda settled: _table(sweep, settled),
+        do=lambda name: _measure(*units[name], root, force, say),
+        table=lambda settled: _table(places, settled),
         provenance=lambda: _provenance(sweep),
         title="Sweep over checkpoints",
-        extra=lambda run, settled: _write_tables(sweep, root, run, settled),
+        extra=lambda run, settled: _write_tables(places, root, run, settled),
     )
     return work_on_batch(work, root, shard=shard, retry=retry, force=force, say=say, tell=tell)
 
 
 def units_of(sweep: Sweep) -> tuple[Unit, ...]:
     """The units, those of a checkpoint together, with the bytes of its weights where known."""
-    sizes = {one.path: size_of(one.path) for one in sweep.checkpoints}
-    return tuple(
-        Unit(name, checkpoint.path, sizes[checkpoint.path])
-        for name, (checkpoint, _) in sweep.units().items()
-    )
+    return sized_units({name: one.path for name, (one, _) in sweep.units().items()})
 
 
 def describe_sweep(sweep: Sweep, shard: Shard) -> list[dict[str, Any]]:
@@ -71,13 +75,12 @@ def describe_sweep(sweep: Sweep, shard: Shard) -> list[dict[str, Any]]:
 
 
 def _measure(
-    sweep: Sweep, name: str, root: Path, force: bool, say: Callable[[str], None]
+    checkpoint: Checkpoint, probe: Probe, root: Path, force: bool, say: Callable[[str], None]
 ) -> dict[str, JSON]:
-    checkpoint, probe = sweep.units()[name]
     module = import_module(f".{probe.work.module}", __package__)
     measure: Any = getattr(module, probe.work.function)
     config = probe.config_for(checkpoint.path)
-    result = measure(config, root, force=force, say=say, tell=_nobody, **probe.more)
+    result = measure(config, root, force=force, say=say, tell=silent, **probe.more)
     folder = Path(result.folder)
     return {"run": folder.name, "numbers": _numbers(load_run(folder).rows.get("summary", {}))}
 
@@ -95,10 +98,10 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, JSON]:
     return found
 
 
-def _table(sweep: Sweep, settled: Sequence[Attempt]) -> polars.DataFrame:
+def _table(places: Places, settled: Sequence[Attempt]) -> polars.DataFrame:
     cells = [
         {
-            **_place(sweep, one),
+            **places[one.unit],
             "status": str(one.outcome),
             "run": (one.row or {}).get("run"),
             "error": one.error,
@@ -109,35 +112,29 @@ def _table(sweep: Sweep, settled: Sequence[Attempt]) -> polars.DataFrame:
     return polars.DataFrame(cells, schema=dict.fromkeys(columns, polars.String))
 
 
-def _write_tables(sweep: Sweep, root: Path, run: Run, settled: Sequence[Attempt]) -> None:
+def _write_tables(places: Places, root: Path, run: Run, settled: Sequence[Attempt]) -> None:
     """`numbers.parquet`, and for each probe that any checkpoint has `PROBE.parquet`: its tables,
     the checkpoint first."""
     done = [one for one in settled if one.outcome is Outcome.DONE]
     numbers = [
-        {**_place(sweep, one), "name": name, "value": value}
+        {**places[one.unit], "name": name, "value": value}
         for one in done
         for name, value in (one.row or {})["numbers"].items()
     ]
     columns = dict.fromkeys(("unit", "checkpoint", "probe", "name"), polars.String)
     schema = {**columns, "value": polars.Float64}
     _write_parquet(run.folder / "numbers.parquet", polars.DataFrame(numbers, schema=schema))
-    for probe in sweep.probes:
+    for probe in dict.fromkeys(place["probe"] for place in places.values()):
         tables = [
             _unit_run(root, one)
             .table.rechunk()
-            .select(polars.lit(_place(sweep, one)["checkpoint"]).alias("checkpoint"), polars.all())
+            .select(polars.lit(places[one.unit]["checkpoint"]).alias("checkpoint"), polars.all())
             for one in done
-            if _place(sweep, one)["probe"] == probe.name
+            if places[one.unit]["probe"] == probe
         ]
         if tables:
             both = polars.concat(tables, how="diagonal_relaxed", rechunk=True)
-            _write_parquet(run.folder / f"{probe.name}.parquet", both)
-
-
-def _place(sweep: Sweep, attempt: Attempt) -> dict[str, str]:
-    """The first cells of a unit's rows."""
-    checkpoint, probe = sweep.units()[attempt.unit]
-    return {"unit": attempt.unit, "checkpoint": checkpoint.name, "probe": probe.name}
+            _write_parquet(run.folder / f"{probe}.parquet", both)
 
 
 def _write_parquet(path: Path, table: polars.DataFrame) -> None:
@@ -157,20 +154,9 @@ def _unit_run(root: Path, attempt: Attempt) -> LoadedRun:
 
 
 def _provenance(sweep: Sweep) -> Provenance:
-    return collect_provenance(
+    return provenance_beyond_a_model(
         model_id=", ".join(one.name for one in sweep.checkpoints),
-        weights_sha256=None,
-        tokenizer_sha256=None,
-        data_sha256=None,
-        prompt_template=None,
-        bos_rule=None,
-        seed=None,
         estimand=", ".join(dict.fromkeys(one.probe for one in sweep.probes)),
         device="each unit's own",
         dtype="each unit's own",
-        attention=None,
     )
-
-
-def _nobody(done: int, total: int) -> None:
-    """The sweep shows its own progress, not that of a unit."""

@@ -18,7 +18,7 @@ import numpy as np
 import polars
 
 from ..probes.elicitation import Progress
-from ..results.provenance import collect_provenance
+from ..results.provenance import Provenance, provenance_beyond_a_model
 from ..results.run import Run, RunFolder
 from ..results.run_folder import open_run, run_id_of
 from ..results.run_inputs import note_inputs
@@ -98,17 +98,10 @@ def _table(built: IndexResult) -> polars.DataFrame:
     )
 
 
-def _origin(plan: IndexPlan) -> Any:
-    return collect_provenance(
+def _origin(plan: IndexPlan) -> Provenance:
+    return provenance_beyond_a_model(
         model_id=plan.spelled_by or "bytes",
-        weights_sha256=None,
-        tokenizer_sha256=None,
-        data_sha256=None,
-        prompt_template=None,
-        bos_rule=None,
-        seed=None,
         estimand=f"index of {', '.join(plan.sources)}",
         device="cpu",
         dtype="",
-        attention=None,
     )

@@ -100,6 +100,32 @@ def collect_provenance(
     )
 
 
+def provenance_beyond_a_model(
+    *,
+    model_id: str,
+    estimand: str,
+    device: str,
+    dtype: str,
+    seed: int | None = None,
+    weights_sha256: str | None = None,
+    data_sha256: str | None = None,
+) -> Provenance:
+    """The `Provenance` of what no loaded model made, or many did: nothing was tokenised."""
+    return collect_provenance(
+        model_id=model_id,
+        weights_sha256=weights_sha256,
+        tokenizer_sha256=None,
+        data_sha256=data_sha256,
+        prompt_template=None,
+        bos_rule=None,
+        seed=seed,
+        estimand=estimand,
+        device=device,
+        dtype=dtype,
+        attention=None,
+    )
+
+
 def canonical_json(value: JSON) -> str:
     """The one JSON text of a value: keys sorted, no spaces. Raises `ValueError` or `TypeError` for
     what JSON cannot hold, NaN included."""
