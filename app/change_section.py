@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import streamlit as st
 
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
 from ..models.types import HeadId, NeuronId
-from . import selection
+from . import exports, selection
 from .neuron_switched import CHANGES
 from .neuron_switched import Change as UnitOp
 from .plain import as_text
-from .switched_off import Op, parse_units
+from .switched_off import HeadChange, Op, Switched, parse_units
 
 _OUTPUT, _EDGES = "output", "edges"
 _HOW = {
@@ -27,6 +27,25 @@ _EDGE_OPS: Mapping[UnitOp, Op] = {
     "mean": "edges mean",
     "scale": "edges scale",
 }
+
+
+def choose_switched(
+    model: HookedModel, change_of: Callable[[tuple[HeadId, ...]], HeadChange]
+) -> Switched:
+    """Heading and all fields; says so where nothing is changed. `change_of` shows the fields for
+    what becomes of the heads, with `choose_op` and those of its page."""
+    exports.header("Switch heads, edges or units off")
+    left, right = st.columns([2, 3], gap="medium")
+    with left:
+        heads = choose_heads(model)
+    with right:
+        change = change_of(heads)
+    switched = Switched(heads, change, *choose_units(model))
+    if switched.nothing:
+        exports.info(
+            "Nothing is changed: click a cell of the grid to switch that head off, or name units."
+        )
+    return switched
 
 
 def choose_heads(model: HookedModel) -> tuple[HeadId, ...]:

@@ -13,7 +13,7 @@ from ..data.facts.needles import Verdict
 from . import background, exports
 from .background import Tell
 from .cached import kept
-from .change_section import choose_heads, choose_op, choose_units
+from .change_section import choose_op, choose_switched
 from .charts import CONTEXT, MEMORY, OTHER
 from .forecast import LONGEST_WAIT, trial_seconds
 from .needle_cached import pace_of
@@ -36,17 +36,8 @@ DRAWS, FEWER_DRAWS = 20, 5
 
 def show_needle_switch(scene: NeedleScene) -> Switched:
     """Choose what is changed; the trial before and after, beside a control. Returns the change."""
-    exports.header("Switch heads, edges or units off")
-    left, right = st.columns([2, 3], gap="medium")
-    with left:
-        heads = choose_heads(scene.loaded.model)
-    with right:
-        change = choose_change(scene)
-    switched = Switched(heads, change, *choose_units(scene.loaded.model))
+    switched = choose_switched(scene.loaded.model, lambda heads: choose_change(scene))
     if switched.nothing:
-        exports.info(
-            "Nothing is changed: click a cell of the grid to switch that head off, or name units."
-        )
         return switched
     with told():
         show_trials(scene, switched)

@@ -23,6 +23,7 @@ _PICKED = "#D55E00"
 _AXIS = alt.Axis(labelAngle=0, labelFlush=False, labelBound=False, ticks=False, domain=False)
 _CELLS = alt.Scale(paddingInner=0.12, paddingOuter=0.06)
 _PIXELS = 640
+_NAME = polars.format("L{}.H{}", "layer", "head").alias("name")
 WIDE = 12
 """From more heads a layer than these on the map takes the whole width of the page."""
 
@@ -129,41 +130,43 @@ def cell_table(
     roles: Sequence[RoleScores], masks: Masks, chosen: Bool[np.ndarray, "layer head"]
 ) -> polars.DataFrame:
     """One row a head: its roles in words, and whether it is chosen."""
-    rows = []
-    for layer, head in np.ndindex(*chosen.shape):
-        has = [one.name for one in roles if masks[one.name][layer, head]]
-        told = ", ".join(has) or "none of these roles"
-        name = f"L{layer}.H{head}"
-        rows.append(
-            {
-                "layer": layer,
-                "head": head,
-                "name": name,
-                "roles": told,
-                "chosen": bool(chosen[layer, head]),
-                "spoken": f"{name} score of roles: {told}",
-            }
+    layer, head = np.indices(chosen.shape).reshape(2, -1)
+    return (
+        polars.DataFrame({"layer": layer, "head": head})
+        .with_columns(
+            _NAME,
+            polars.Series("roles", _told(roles, masks).ravel(), polars.String),
+            polars.Series("chosen", chosen.ravel()),
         )
-    return polars.DataFrame(rows)
+        .with_columns(polars.format("{} score of roles: {}", "name", "roles").alias("spoken"))
+    )
 
 
 def strip_table(roles: Sequence[RoleScores], masks: Masks) -> polars.DataFrame:
     """One row a head and role that it has."""
-    schema = {"layer": polars.Int64, "head": polars.Int64, "role": polars.String}
-    rows = [
-        {
-            "layer": int(layer),
-            "head": int(head),
-            "role": one.name,
-            "score": float(np.nan_to_num(one.grid[layer, head])),
-            "name": f"L{layer}.H{head}",
-            "roles": ", ".join(r.name for r in roles if masks[r.name][layer, head]),
-        }
-        for one in roles
-        for layer, head in np.argwhere(masks[one.name])
-    ]
-    words = {"score": polars.Float64, "name": polars.String, "roles": polars.String}
-    return polars.DataFrame(rows, schema={**schema, **words})
+    told = _told(roles, masks)
+    parts = []
+    for one in roles:
+        layer, head = np.nonzero(masks[one.name])
+        places = polars.DataFrame({"layer": layer, "head": head})
+        parts.append(
+            places.with_columns(
+                polars.lit(one.name).alias("role"),
+                polars.Series("score", np.nan_to_num(one.grid[layer, head]), polars.Float64),
+                _NAME,
+                polars.Series("roles", told[layer, head], polars.String),
+            )
+        )
+    return polars.concat(parts)
+
+
+def _told(roles: Sequence[RoleScores], masks: Masks) -> np.ndarray:
+    """Each head's roles in words."""
+    has = np.stack([masks[one.name] for one in roles], axis=-1)
+    names = np.array([one.name for one in roles], dtype=object)
+    kinds, which = np.unique(has.reshape(-1, len(roles)), axis=0, return_inverse=True)
+    words = np.array([", ".join(names[kind]) or "none of these roles" for kind in kinds], object)
+    return words[which].reshape(has.shape[:-1])
 
 
 def _legend(n_heads: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -60,12 +61,12 @@ class RoleScores:
         """Whether heads have a q."""
         return bool(self.frame["q"].is_not_null().any())
 
-    @property
+    @cached_property
     def grid(self) -> Float[np.ndarray, "layer head"]:
         """The scores, NaN where there is none."""
         return self._grid("score")
 
-    @property
+    @cached_property
     def q(self) -> Float[np.ndarray, "layer head"]:
         """The q-values, NaN where nothing was tested."""
         return self._grid("q")

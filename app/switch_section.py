@@ -7,7 +7,7 @@ import streamlit as st
 from ..models.types import HeadId
 from . import cached, exports
 from .answers import token_label
-from .change_section import choose_heads, choose_op, choose_units
+from .change_section import choose_op, choose_switched
 from .charts import before_after_chart
 from .fact_rates_section import show_rates
 from .forecast import LONGEST_WAIT, control_seconds
@@ -28,17 +28,8 @@ def show_switch(scene: Scene) -> Switched:
     """Choose what is changed; answers before and after, beside a control; rates over many facts.
 
     Returns the change."""
-    exports.header("Switch heads, edges or units off")
-    left, right = st.columns([2, 3], gap="medium")
-    with left:
-        heads = choose_heads(scene.loaded.model)
-    with right:
-        change = choose_change(scene, heads)
-    switched = Switched(heads, change, *choose_units(scene.loaded.model))
+    switched = choose_switched(scene.loaded.model, lambda heads: choose_change(scene, heads))
     if switched.nothing:
-        exports.info(
-            "Nothing is changed: click a cell of the grid to switch that head off, or name units."
-        )
         return switched
     with told():
         show_change(scene, switched)
