@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs
 
-import mnemoscope.app
 import pytest
 import streamlit as st
 from mnemoscope.app import ask_cached, trace_corpus
@@ -17,10 +16,10 @@ from mnemoscope.app.ask_scene import AskScene
 from mnemoscope.app.ask_tour import STEPS
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
 from mnemoscope.models.errors import MnemoscopeError
+from page_at import page_at, texts, visited
 from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, PROMPT, STORED, index, neuron_run_of_engram
 from streamlit.testing.v1 import AppTest
 
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 TITLES = [title for row in ROWS for column in row for title in column]
 CONFLICT = {"prompt": PROMPT, "context": CONTEXT}
 MAYOR = {"prompt": "The mayor of Tastos is", "context": ""}
@@ -52,19 +51,6 @@ def served(world: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return world
 
 
-def opened(**address: str) -> AppTest:
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    for name, value in address.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(elements) -> str:
-    return "\n".join(str(element.value) for element in elements).replace("\\", "")
-
-
 def links(app: AppTest) -> dict[str, dict[str, str]]:
     """Page to the address of the last link that leads there."""
     return {
@@ -77,14 +63,14 @@ def links(app: AppTest) -> dict[str, dict[str, str]]:
 
 
 def test_the_entry_page_is_the_first_and_every_card_is_there() -> None:
-    app = opened(**CONFLICT)
+    app = page_at("ask", **CONFLICT)
     assert app.title[0].value == "Where does the answer come from?"
     assert sorted(card.value for card in app.subheader) == sorted(TITLES)
     assert not app.error
 
 
 def test_both_answers_their_probabilities_and_the_reading_head() -> None:
-    app = opened(**CONFLICT)
+    app = page_at("ask", **CONFLICT)
     said = [code.value.split()[0] for code in app.code]
     assert {STORED, CLAIM} <= set(said)
     numbers = [float(metric.value) for metric in app.metric]
@@ -98,7 +84,7 @@ def test_both_answers_their_probabilities_and_the_reading_head() -> None:
 
 
 def test_links_carry_prompt_and_context_and_nothing_that_a_page_takes_anyway() -> None:
-    found = links(opened(**CONFLICT))
+    found = links(page_at("ask", **CONFLICT))
     for page in ("explore", "retrieval", "neurons", "binding"):
         assert found[page].items() >= CONFLICT.items()
         assert not {"model", "mem", "ctx"} & set(found[page])
@@ -113,7 +99,7 @@ def test_links_carry_a_model_that_is_not_the_first_one_and_typed_answers() -> No
 
 
 def test_empty_states_name_the_next_step() -> None:
-    app = opened(prompt=PROMPT, context="")
+    app = page_at("ask", prompt=PROMPT, context="")
     said = texts(app.info)
     assert "type one on the left" in said
     assert "choose one on the left" in said
@@ -122,7 +108,7 @@ def test_empty_states_name_the_next_step() -> None:
 
 
 def test_an_empty_prompt_is_said_in_the_cards_and_nowhere_else() -> None:
-    app = opened(prompt="", context="")
+    app = page_at("ask", prompt="", context="")
     assert "the prompt is empty" in texts(app.error)
     assert len(app.subheader) == len(TITLES)
 
@@ -135,10 +121,7 @@ def test_what_goes_wrong_in_one_card_leaves_the_others(
         raise kind("the reading failed: try again.")
 
     monkeypatch.setattr(ask_cached, "reading_of", broken)
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    for name, value in CONFLICT.items():
-        app.query_params[name] = value
-    app.run()
+    app = visited("ask", **CONFLICT)
     assert len(app.error) + len(app.exception) == 1
     assert len(app.subheader) == len(TITLES)
     assert len(app.metric) == 4
@@ -146,7 +129,7 @@ def test_what_goes_wrong_in_one_card_leaves_the_others(
 
 
 def test_a_question_on_engram_is_answered_from_every_side(served: Settings) -> None:
-    app = opened(**MAYOR, corpus="plain")
+    app = page_at("ask", **MAYOR, corpus="plain")
     words = texts(app.markdown)
     assert "holds this way only" in words
     assert "told this pair **forward only**" in words
@@ -163,21 +146,21 @@ def test_a_question_on_engram_is_answered_from_every_side(served: Settings) -> N
 
 
 def test_a_risk_index_is_counted_but_not_shown(served: Settings) -> None:
-    app = opened(**MAYOR, corpus="risky")
+    app = page_at("ask", **MAYOR, corpus="risky")
     assert "**1 ×** in the index" in texts(app.markdown)
     assert "labelled risk" in texts(app.caption)
     assert not app.get("bidi_component")
 
 
 def test_an_index_that_is_not_there_yet_is_offered(served: Settings) -> None:
-    app = opened(**MAYOR, corpus="engram, whole corpus")
+    app = page_at("ask", **MAYOR, corpus="engram, whole corpus")
     assert any("Build this index" in button.label for button in app.button)
     assert "engram, whole corpus" in trace_corpus.offers(served)
 
 
 def test_long_work_waits_for_a_click(served: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mnemoscope.app.ask_heads_card.sweep_seconds", lambda _: 77.0)
-    app = opened(**MAYOR)
+    app = page_at("ask", **MAYOR)
     button = next(one for one in app.button if "77 s" in one.label)
     assert "speaks most" not in texts(app.markdown)
     button.click().run()
@@ -186,7 +169,7 @@ def test_long_work_waits_for_a_click(served: Settings, monkeypatch: pytest.Monke
 
 
 def test_the_tour_opens_on_a_bare_address_and_fills_the_fields(served: Settings) -> None:
-    app = opened()
+    app = page_at("ask")
     assert f"Tour, 1 of {len(STEPS)}" in texts(app.markdown)
     for step in STEPS[1:]:
         app.button(key="tour-next").click().run()
@@ -205,8 +188,8 @@ def test_the_tour_opens_on_a_bare_address_and_fills_the_fields(served: Settings)
 
 
 def test_no_tour_over_a_shared_question_or_another_model(served: Settings) -> None:
-    assert "Tour," not in texts(opened(**MAYOR).markdown)
+    assert "Tour," not in texts(page_at("ask", **MAYOR).markdown)
 
 
 def test_without_engram_there_is_no_tour() -> None:
-    assert not [one for one in opened().button if one.key and one.key.startswith("tour")]
+    assert not [one for one in page_at("ask").button if one.key and one.key.startswith("tour")]

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import mnemoscope.app
 import polars
 import pytest
 import streamlit as st
@@ -33,9 +32,9 @@ from mnemoscope.probes.role_prompts import role_prompts
 from mnemoscope.probes.role_states import RoleStates, role_states
 from mnemoscope.probes.role_swaps import SwapConfig, measure_role_swaps
 from mnemoscope.probes.swap_vectors import Arm
+from page_at import button, page_at, texts
 from streamlit.testing.v1 import AppTest
 
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 FEW = {"most": "32", "pairs": "capital"}
 
 
@@ -73,21 +72,7 @@ def states(engram: HookedModel) -> RoleStates:
 
 def opened(**address: str) -> AppTest:
     """The page at this address, run once."""
-    app = AppTest.from_file(MAIN, default_timeout=120)
-    app.switch_page("views/binding.py")
-    for name, value in {**FEW, **address}.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(elements) -> str:
-    return "\n".join(str(element.value) for element in elements).replace("\\", "")
-
-
-def button(app: AppTest, label: str):
-    return next(b for b in app.button if b.label.startswith(label))
+    return page_at("binding", **{**FEW, **address})
 
 
 def metric(app: AppTest, label: str) -> list[str]:

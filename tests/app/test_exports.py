@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import socket
-from pathlib import Path
 from typing import Any
 
 import altair as alt
-import mnemoscope.app
 import numpy as np
 import polars
 import pytest
@@ -19,11 +17,11 @@ from mnemoscope.app.head_grid import grid_chart
 from mnemoscope.app.plain import as_text
 from mnemoscope.models.types import HeadId
 from mnemoscope.results.bundle import Picture, Table, Words, render_bundle
+from page_at import page_at
 from PIL import Image
 from planted_ground import CLAIM, CONTEXT, PROMPT, STORED
 from streamlit.testing.v1 import AppTest
 
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 HOSTILE = "</text><script>alert(1)</script>"
 drawn = pytest.mark.skipif(not chart_files.can_draw(), reason="vl-convert is not installed")
 
@@ -124,19 +122,9 @@ def test_marks_of_our_own_go() -> None:
     assert plain_text("**P** is :blue-badge[Ro\\*me] &nbsp; *so*, `run`") == "P is Ro*me   so, run"
 
 
-def opened(address: dict[str, str], view: str = "explore") -> AppTest:
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.switch_page(f"views/{view}.py")
-    for name, value in address.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
 @pytest.mark.usefixtures("settings")
 def test_the_first_page_keeps_all_that_it_shows() -> None:
-    app = opened({"prompt": PROMPT, "context": CONTEXT, "layer": "1", "head": "2"})
+    app = page_at("explore", prompt=PROMPT, context=CONTEXT, layer="1", head="2")
     bundle = app.session_state["kept_view"].bundle()
     assert bundle.title == "Memory or context?"
     assert bundle.question["prompt"] == PROMPT
@@ -163,7 +151,7 @@ def test_the_first_page_keeps_all_that_it_shows() -> None:
 
 @pytest.mark.usefixtures("settings")
 def test_every_chart_and_table_has_its_menu_of_files() -> None:
-    app = opened({"prompt": PROMPT, "context": CONTEXT})
+    app = page_at("explore", prompt=PROMPT, context=CONTEXT)
     bundle = app.session_state["kept_view"].bundle()
     pictures = [part for part in bundle.parts if isinstance(part, Picture)]
     charts = [part for part in pictures if part.rows is not None]
@@ -178,7 +166,7 @@ def test_every_chart_and_table_has_its_menu_of_files() -> None:
 
 @pytest.mark.usefixtures("settings")
 def test_a_page_begins_its_view_anew_each_time() -> None:
-    app = opened({"prompt": PROMPT, "context": CONTEXT})
+    app = page_at("explore", prompt=PROMPT, context=CONTEXT)
     many = len(app.session_state["kept_view"].bundle().parts)
     app.run()
     assert len(app.session_state["kept_view"].bundle().parts) == many

@@ -7,17 +7,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import mnemoscope.app
 import pytest
 import streamlit as st
 from mnemoscope.app.role_sources import imports_folder
 from mnemoscope.app.settings import Settings
 from mnemoscope.models.types import HeadId
 from mnemoscope.results.head_set import load_head_set
+from page_at import button, page_at, texts
 from planted_ground import CONTEXT_HEAD, MEMORY_HEAD
 from streamlit.testing.v1 import AppTest
-
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 
 
 @pytest.fixture(autouse=True)
@@ -33,32 +31,13 @@ def served(settings: Settings, scored: Path) -> Settings:
     return settings
 
 
-def opened(**address: str) -> AppTest:
-    """The page at this address, run once."""
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.switch_page("views/heads.py")
-    for name, value in address.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(elements) -> str:
-    return "\n".join(str(element.value) for element in elements).replace("\\", "")
-
-
-def button(app: AppTest, label: str):
-    return next(b for b in app.button if b.label.startswith(label))
-
-
 def map_spec(app: AppTest) -> dict:
     (chart,) = app.get("arrow_vega_lite_chart") or app.get("vega_lite_chart")
     return json.loads(chart.proto.spec)
 
 
 def test_a_first_visit_shows_the_latest_run_and_a_question(served: Settings) -> None:
-    app = opened()
+    app = page_at("heads")
     (run,) = app.multiselect(key="sources").value
     assert run.startswith("head-scores-")
     assert app.multiselect(key="show").value == ["memory", "context"]
@@ -69,7 +48,7 @@ def test_a_first_visit_shows_the_latest_run_and_a_question(served: Settings) -> 
 
 
 def test_an_address_restores_rule_question_and_head(served: Settings) -> None:
-    app = opened(expr="context - memory", by="rank", k="1", layer="1", head="5")
+    app = page_at("heads", expr="context - memory", by="rank", k="1", layer="1", head="5")
     assert f"Head {CONTEXT_HEAD}" in texts(app.subheader)
     assert "The set: 1 head" in texts(app.header)
     assert CONTEXT_HEAD in texts(app.markdown)
@@ -80,12 +59,12 @@ def test_an_address_restores_rule_question_and_head(served: Settings) -> None:
 
 
 def test_one_score_fills_the_map(served: Settings) -> None:
-    app = opened(map="memory")
+    app = page_at("heads", map="memory")
     assert "conflict heads, direct effect" in texts(app.caption)
 
 
 def test_an_unreadable_question_leaves_the_rest_of_the_page(served: Settings) -> None:
-    app = opened(expr="memory and nonsense")
+    app = page_at("heads", expr="memory and nonsense")
     assert "no role 'nonsense' on show: use memory, context" in texts(app.error)
     assert "Do roles share heads?" in texts(app.header)
     app.text_input(key="expr").set_value("memory").run()
@@ -95,7 +74,7 @@ def test_an_unreadable_question_leaves_the_rest_of_the_page(served: Settings) ->
 def test_the_set_is_saved_with_where_it_comes_from_and_the_dry_run_is_shown(
     served: Settings,
 ) -> None:
-    app = opened(expr="memory and not context", by="rank", k="1")
+    app = page_at("heads", expr="memory and not context", by="rank", k="1")
     app.text_input(key="role_file").set_value("mine")
     button(app, "Save them").click().run()
     assert not app.error
@@ -114,14 +93,14 @@ def test_the_set_is_saved_with_where_it_comes_from_and_the_dry_run_is_shown(
 
 
 def test_an_empty_set_and_an_empty_role_name_the_next_step(served: Settings) -> None:
-    app = opened(expr="memory and not memory", q="0")
+    app = page_at("heads", expr="memory and not memory", q="0")
     assert "No head is left" in texts(app.info)
     assert "No head has memory, context by this rule" in texts(app.info)
     assert not [b for b in app.button if b.label.startswith("Save them")]
 
 
 def test_nothing_measured_names_commands_and_the_folder(settings: Settings) -> None:
-    app = opened()
+    app = page_at("heads")
     assert "Nothing has scored the heads" in texts(app.info)
     assert "mnemoscope retrieval gates" in texts(app.code)
     assert str(imports_folder(settings)) in texts(app.caption)
@@ -132,7 +111,7 @@ def test_a_damaged_file_says_so_and_leaves_the_others(served: Settings) -> None:
     folder.mkdir()
     (folder / "broken.json").write_text("{")
     (folder / "<script>.json").write_text('{"1-2": [0.9], "0-0": [0.0]}')
-    app = opened()
+    app = page_at("heads")
     sources = app.multiselect(key="sources")
     assert "broken.json" in sources.options
     app.multiselect(key="sources").set_value([*sources.value, "broken.json", "<script>.json"]).run()
@@ -141,7 +120,7 @@ def test_a_damaged_file_says_so_and_leaves_the_others(served: Settings) -> None:
 
 
 def test_no_source_and_no_role_are_states_of_their_own(served: Settings) -> None:
-    app = opened()
+    app = page_at("heads")
     app.multiselect(key="show").set_value([]).run()
     assert "No role is on show" in texts(app.info)
     app.multiselect(key="sources").set_value([]).run()

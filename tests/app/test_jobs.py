@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mnemoscope.app
 import polars
 import pytest
 import streamlit as st
@@ -39,9 +38,8 @@ from mnemoscope.results.queued_runs import living_state, settle_runs, worker_loc
 from mnemoscope.results.run import RunFolder
 from mnemoscope.results.run_folder import open_run
 from mnemoscope.results.run_state import RunStatus, read_state, write_state
+from page_at import page_at, texts
 from streamlit.testing.v1 import AppTest
-
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 
 
 def quiet(*_: object) -> None:
@@ -312,7 +310,7 @@ def test_a_run_that_an_id_is_not_enough_for_says_what_is(
     assert "resume that one" in job.obstacle
     with pytest.raises(RunFolderError, match="resume that one"):
         resume_job(settings, name)
-    app = opened({"run": name}, "runs")
+    app = page_at("runs", run=name)
     assert "resume that one" in texts(app.caption)
     assert not app.button
 
@@ -341,7 +339,7 @@ def test_the_real_process_killed_resumed_and_finished(
     record = job_of(settings, run_id).record
     assert record is not None
     assert record.pid != os.getpid()
-    assert "free again" in texts(opened({"run": run_id}, "runs").caption)
+    assert "free again" in texts(page_at("runs", run=run_id).caption)
 
 
 def test_sigterm_to_the_real_process_leaves_a_run_to_resume(
@@ -360,20 +358,6 @@ def test_sigterm_to_the_real_process_leaves_a_run_to_resume(
     assert job_of(settings, run_id).status == "interrupted"
 
 
-def opened(address: dict[str, str], view: str) -> AppTest:
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.switch_page(f"views/{view}.py")
-    for name, value in address.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(elements: Any) -> str:
-    return "\n".join(str(element.value) for element in elements).replace("\\", "")
-
-
 def press(app: AppTest, label: str) -> None:
     next(button for button in app.button if button.label == label).click().run()
     assert not app.exception, app.exception
@@ -382,7 +366,7 @@ def press(app: AppTest, label: str) -> None:
 def test_a_page_starts_a_job_shows_its_card_and_cancels_it(
     settings: Settings, unstarted: Any
 ) -> None:
-    app = opened({"prompt": "The capital of bravia is", "context": ""}, "explore")
+    app = page_at("explore", prompt="The capital of bravia is", context="")
     press(app, "Start as a job")
     (folder,) = unstarted
     assert app.query_params["job"] in (folder.id, [folder.id])
@@ -410,7 +394,7 @@ def test_the_other_pages_start_theirs(
     settings = settings_for(["engram"], tmp_path / "runs")
     monkeypatch.setenv(VARIABLE, settings.to_json())
     small = {"retrieval": {"length": "128"}, "binding": {"most": "16", "pairs": "capital"}}
-    app = opened(small.get(view, {}), view)
+    app = page_at(view, **small.get(view, {}))
     press(app, "Start as a job")
     assert not app.error
     assert unstarted[0].id.startswith(kind)
@@ -423,9 +407,9 @@ def test_the_address_of_a_job_that_is_not_there_or_none_says_what_to_do(
     settings: Settings, key: dict[str, Any], unstarted: Any
 ) -> None:
     start_job(settings, KIND, key)
-    app = opened({"run": "head-scores-0123456789"}, "runs")
+    app = page_at("runs", run="head-scores-0123456789")
     assert "its folder was deleted" in texts(app.warning)
-    app = opened({"run": "../../etc/passwd"}, "runs")
+    app = page_at("runs", run="../../etc/passwd")
     assert "no id of a run" in texts(app.error)
 
 
@@ -435,9 +419,9 @@ def test_the_page_of_runs_shows_a_damaged_run_and_a_dead_one(
     run_id = start_job(settings, KIND, key)
     state = read_state(unstarted[0].partial)
     write_state(unstarted[0].partial, replace(state, updated="2020-01-01T00:00:00.000+00:00"))
-    app = opened({"run": run_id}, "runs")
+    app = page_at("runs", run=run_id)
     assert "process is gone" in texts(app.caption)
     assert [button.label for button in app.button] == ["Resume"]
     (unstarted[0].partial / "state.json").write_text("{")
-    app = opened({"run": run_id}, "runs")
+    app = page_at("runs", run=run_id)
     assert "state.json" in texts(app.warning)

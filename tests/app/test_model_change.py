@@ -9,17 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 
-import mnemoscope.app
 import pytest
 import streamlit as st
 import torch
 from mnemoscope.app import cached
 from mnemoscope.app.model_shelf import Shelf
 from mnemoscope.app.settings import VARIABLE, settings_for
+from page_at import page_at
 from planted_ground import CONTEXT, PROMPT
-from streamlit.testing.v1 import AppTest
-
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 
 
 @pytest.fixture
@@ -59,12 +56,7 @@ def test_the_model_before_is_gone_before_the_next_is_loaded(
     free = cached.free_memory
     monkeypatch.setattr(cached, "OF_A_SESSION", [*cached.OF_A_SESSION, lambda: released.append(1)])
     monkeypatch.setattr(cached, "free_memory", lambda: (freed.append(1), free()))
-    app = AppTest.from_file(MAIN, default_timeout=90)
-    app.switch_page(f"views/{view}.py")
-    for name, value in {"model": "engram", "prompt": PROMPT, "context": CONTEXT}.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
+    app = page_at(view, model="engram", prompt=PROMPT, context=CONTEXT)
     key = "ask_model" if view == "ask" else "model"
     assert (len(alive), len(released), len(freed)) == (1, 0, 0)
     app.selectbox(key=key).set_value("planted").run()

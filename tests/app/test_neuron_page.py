@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import mnemoscope.app
 import polars
 import pytest
 import streamlit as st
@@ -31,10 +30,8 @@ from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.load import load_model
 from mnemoscope.results.errors import UnitSetError
 from mnemoscope.results.neuron_set import load_neuron_set
+from page_at import button, page_at, texts
 from planted_ground import NEURONS, RELATIONS, neuron_run_of_engram
-from streamlit.testing.v1 import AppTest
-
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +60,6 @@ def served(root: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     settings = settings_for(["engram"], root)
     monkeypatch.setenv(VARIABLE, settings.to_json())
     return settings
-
-
-def opened(**address: str) -> AppTest:
-    """The page at this address, run once."""
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.switch_page("views/neurons.py")
-    for name, value in address.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(elements) -> str:
-    return "\n".join(str(element.value) for element in elements).replace("\\", "")
 
 
 # -- the run as the page reads it ---------------------------------------------------------------
@@ -129,7 +111,7 @@ def test_a_run_of_a_model_of_another_size_is_refused(run: NeuronRun, model: Hook
 
 
 def test_without_a_run_the_page_names_the_command(settings: Settings) -> None:
-    app = opened()
+    app = page_at("neurons")
     command = shlex.split(texts(app.code))
     assert command[:3] == ["mnemoscope", "neurons", "find"]
     assert command[3] == settings.models["planted"]
@@ -138,7 +120,7 @@ def test_without_a_run_the_page_names_the_command(settings: Settings) -> None:
 
 
 def test_the_verdict_table_is_the_run_s(served: Settings, run: NeuronRun) -> None:
-    app = opened()
+    app = page_at("neurons")
     shown = polars.from_pandas(app.dataframe[0].value)
     assert shown.equals(verdict_table(run))
     for one in run.summary["verdicts"]:
@@ -159,15 +141,21 @@ def test_a_relation_without_a_set_is_said_to_have_none(
     verdicts = [none(one) for one in run.summary["verdicts"]]
     nothing = replace(run, summary={**run.summary, "verdicts": verdicts})
     monkeypatch.setattr(neuron_cached, "run_of", lambda *_: nothing)
-    app = opened()
+    app = page_at("neurons")
     assert "no relation-specific set found" in texts(app.warning)
     assert set(app.dataframe[0].value["verdict"]) == {"no relation-specific set found"}
 
 
 def test_an_address_restores_relation_unit_and_change(served: Settings, run: NeuronRun) -> None:
     unit = str(run.sets["currency"].ids[2])
-    app = opened(
-        relation="currency", unit=unit, change="scale", factor="3.0", top="2", ask="A word"
+    app = page_at(
+        "neurons",
+        relation="currency",
+        unit=unit,
+        change="scale",
+        factor="3.0",
+        top="2",
+        ask="A word",
     )
     assert app.selectbox(key="unit").value == unit
     assert app.slider(key="top").value == 2
@@ -183,7 +171,7 @@ def test_an_address_restores_relation_unit_and_change(served: Settings, run: Neu
 def test_a_wrong_address_falls_back_to_what_there_is(
     served: Settings, run: NeuronRun, address: dict[str, str]
 ) -> None:
-    app = opened(**address)
+    app = page_at("neurons", **address)
     assert not app.error
     assert app.selectbox(key="unit").value == str(run.sets[RELATIONS[0]].ids[0])
     assert app.selectbox(key="run").value == run.id
@@ -193,7 +181,7 @@ def test_the_card_tells_direction_score_and_strongest_prompts(
     served: Settings, run: NeuronRun
 ) -> None:
     unit = run.sets["continent"].neurons[1]
-    app = opened(relation="continent", unit=str(unit.neuron))
+    app = page_at("neurons", relation="continent", unit=str(unit.neuron))
     numbers = {metric.label: metric.value for metric in app.metric}
     assert numbers["Direction"] == {"high": "up", "low": "down"}[unit.role]
     assert numbers["Score"] == f"{unit.score:.3f}"
@@ -208,7 +196,7 @@ def test_the_card_tells_direction_score_and_strongest_prompts(
 def test_another_relation_brings_its_units_and_its_prompt_but_leaves_a_typed_one(
     served: Settings, run: NeuronRun
 ) -> None:
-    app = opened()
+    app = page_at("neurons")
     assert "capital" in app.text_area(key="ask").value.lower()
     app.selectbox(key="relation").set_value("currency").run()
     assert app.selectbox(key="unit").value == str(run.sets["currency"].ids[0])
@@ -220,7 +208,7 @@ def test_another_relation_brings_its_units_and_its_prompt_but_leaves_a_typed_one
 
 
 def test_answers_stand_before_and_after_and_beside_random_units(served: Settings) -> None:
-    app = opened(ask="The capital of France is", top="3", change="zero")
+    app = page_at("neurons", ask="The capital of France is", top="3", change="zero")
     assert len(app.code) == 3
     assert "Paris" in app.code[0].value
     names = [one.value for one in app.subheader]
@@ -230,7 +218,7 @@ def test_answers_stand_before_and_after_and_beside_random_units(served: Settings
 
 
 def test_an_empty_prompt_is_told_and_the_rest_stays(served: Settings) -> None:
-    app = opened(ask=" ")
+    app = page_at("neurons", ask=" ")
     assert "prompt is empty" in texts(app.error)
     assert app.metric
 
@@ -238,7 +226,7 @@ def test_an_empty_prompt_is_told_and_the_rest_stays(served: Settings) -> None:
 def test_chosen_units_are_saved_once_with_the_command_that_measures_them(
     served: Settings, run: NeuronRun
 ) -> None:
-    app = opened(relation="currency", top="4", change="zero")
+    app = page_at("neurons", relation="currency", top="4", change="zero")
     app.text_input(key="unit_file").set_value("mine")
     save = next(b for b in app.button if b.label == "Save 4 units of currency")
     save.click().run()
@@ -253,7 +241,7 @@ def test_chosen_units_are_saved_once_with_the_command_that_measures_them(
     assert options["--sets"] == str(path)
     assert options["--sizes"] == "1,2,4"
     assert options["--mode"] == "zero"
-    next(b for b in app.button if b.label.startswith("Save")).click().run()
+    button(app, "Save").click().run()
     assert "mine" in texts(app.error)
     assert load_neuron_set(path).ids == saved.ids
 
@@ -267,14 +255,14 @@ def test_facts_that_changed_since_hide_the_prompts_and_nothing_else(
         raise MnemoscopeError("the prompts cannot be made again.")
 
     monkeypatch.setattr(neuron_cached, "prompts_of", gone)
-    app = opened()
+    app = page_at("neurons")
     assert "cannot be made again" in texts(app.error)
     assert app.metric
     assert len(app.code) == 3
 
 
 def test_a_unit_is_read_over_any_text(served: Settings) -> None:
-    app = opened(over="The capital of France is Paris. <b>x</b>")
+    app = page_at("neurons", over="The capital of France is Paris. <b>x</b>")
     (strip,) = [e for e in app.get("bidi_component") if e.key == "unit_text"]
     header, _ = unpacked(strip.proto.bytes)
     assert "␣France" in header["tokens"]
@@ -283,4 +271,4 @@ def test_a_unit_is_read_over_any_text(served: Settings) -> None:
     assert "Its mean on neutral text is" in texts(app.caption)
     app.text_area(key="over").set_value("").run()
     assert "empty" in texts(app.error)
-    assert "capital" in opened().text_area(key="over").value
+    assert "capital" in page_at("neurons").text_area(key="over").value

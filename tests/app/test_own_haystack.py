@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import mnemoscope.app
 import numpy as np
 import pytest
 import streamlit as st
@@ -24,9 +23,8 @@ from mnemoscope.models.errors import MnemoscopeError, PromptError
 from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.load import load_model
 from mnemoscope.models.types import HeadId
-from streamlit.testing.v1 import AppTest
+from page_at import button, page_at, texts
 
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 LEAD = "People walk to the market.  It rains.\n"
 TOLD = "The password of Fezdul is double coin."
 CONTEXT = f"{LEAD}{TOLD} Then they sleep. Nobody heard it."
@@ -151,46 +149,32 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return settings
 
 
-def opened(**address: str) -> AppTest:
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.switch_page("views/retrieval.py")
-    for name, value in address.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(elements) -> str:
-    return "\n".join(str(element.value) for element in elements).replace("\\", "")
-
-
 def test_the_address_brings_a_pasted_text(served: Settings) -> None:
-    app = opened(hay="my own", context=CONTEXT, prompt=PROMPT, ctx="double coin")
+    app = page_at("retrieval", hay="my own", context=CONTEXT, prompt=PROMPT, ctx="double coin")
     assert [code.value for code in app.code[:2]] == [TOLD, PROMPT]
     assert "the sentence of your text that says “double coin”" in texts(app.caption)
     assert not app.error
-    next(b for b in app.button if b.label.startswith("Save them")).click().run()
+    button(app, "Save them").click().run()
     assert "tokens of one's own text" in next(served.head_sets.glob("*.json")).read_text()
 
 
 def test_the_example_that_stands_there_at_first_works(served: Settings) -> None:
-    app = opened(hay="my own")
+    app = page_at("retrieval", hay="my own")
     assert not app.error
     assert "the sentence of your text" in texts(app.caption)
 
 
 def test_a_file_is_chosen_by_name_and_its_absence_says_where_to_put_one(served: Settings) -> None:
-    app = opened(hay="a file")
+    app = page_at("retrieval", hay="a file")
     assert str(served.texts) in texts(app.info)
     served.texts.mkdir()
     (served.texts / "story.txt").write_text(CONTEXT, encoding="utf-8")
-    app = opened(hay="a file", file="story.txt", prompt=PROMPT, ctx="double coin")
+    app = page_at("retrieval", hay="a file", file="story.txt", prompt=PROMPT, ctx="double coin")
     assert app.code[0].value == TOLD
-    gone = opened(hay="a file", file="../story.txt", prompt=PROMPT, ctx="double coin")
+    gone = page_at("retrieval", hay="a file", file="../story.txt", prompt=PROMPT, ctx="double coin")
     assert gone.selectbox(key="file").value == "story.txt"
 
 
 def test_what_is_wrong_with_a_text_is_said_on_the_page(served: Settings) -> None:
-    app = opened(hay="my own", context=CONTEXT, prompt=PROMPT, ctx="gold")
+    app = page_at("retrieval", hay="my own", context=CONTEXT, prompt=PROMPT, ctx="gold")
     assert "does not stand in the context" in texts(app.error)

@@ -6,17 +6,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import mnemoscope.app
 import pytest
 import streamlit as st
 from mnemoscope.app.atlas_maps import unpacked
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
 from mnemoscope.results.head_set import load_head_set
 from mnemoscope.results.run_folder import open_run, queue_run
+from page_at import button, page_at, texts
 from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, ESTIMAND, MEMORY_HEAD, PROMPT, STORED
-from streamlit.testing.v1 import AppTest
 
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 EDGES = "edges"
 CONFLICT = {"prompt": PROMPT, "context": CONTEXT}
 
@@ -28,23 +26,8 @@ def empty_caches(settings: Settings) -> Iterator[None]:
     st.cache_resource.clear()
 
 
-def opened(address: dict[str, str | list[str]], view: str = "explore") -> AppTest:
-    """The page at this address, run once."""
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.switch_page(f"views/{view}.py")
-    for name, value in address.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(elements) -> str:
-    return "\n".join(str(element.value) for element in elements)
-
-
 def test_the_first_page_shows_both_answers_and_their_probabilities() -> None:
-    app = opened(CONFLICT)
+    app = page_at("explore", **CONFLICT)
     assert [code.value.split()[0] for code in app.code] == [STORED, CLAIM]
     assert STORED in texts(app.markdown)
     assert CLAIM in texts(app.markdown)
@@ -58,7 +41,7 @@ def test_the_first_page_shows_both_answers_and_their_probabilities() -> None:
 
 
 def test_without_context_one_side_is_shown_and_the_next_step_is_named() -> None:
-    app = opened(CONFLICT)
+    app = page_at("explore", **CONFLICT)
     app.text_area(key="context").set_value("").run()
     assert len(app.code) == 1
     assert "Type a context" in texts(app.info)
@@ -66,15 +49,14 @@ def test_without_context_one_side_is_shown_and_the_next_step_is_named() -> None:
 
 
 def test_a_first_visit_chooses_the_best_head_of_the_score() -> None:
-    app = opened(CONFLICT)
+    app = page_at("explore", **CONFLICT)
     assert f"Head {MEMORY_HEAD}" in texts(app.subheader)
     assert "reads kv head 2, which no other query head reads" in texts(app.caption)
 
 
 def test_an_address_restores_prompt_head_role_and_list() -> None:
-    app = opened(
-        {**CONFLICT, "layer": "1", "head": "5", "role": "context", "off": [MEMORY_HEAD, "L0.H0"]}
-    )
+    shown = {"layer": "1", "head": "5", "role": "context", "off": [MEMORY_HEAD, "L0.H0"]}
+    app = page_at("explore", **CONFLICT, **shown)
     assert f"Head {CONTEXT_HEAD}" in texts(app.subheader)
     assert app.multiselect(key="off").value == [MEMORY_HEAD, "L0.H0"]
     assert app.text_area(key="prompt").value == PROMPT
@@ -85,14 +67,14 @@ def test_an_address_restores_prompt_head_role_and_list() -> None:
     "address", [{"layer": "99"}, {"head": "x"}, {"off": "L9.H9"}, {"model": "/etc"}, {"role": "x"}]
 )
 def test_a_wrong_address_falls_back_to_what_there_is(address: dict[str, str]) -> None:
-    app = opened({**CONFLICT, **address})
+    app = page_at("explore", **{**CONFLICT, **address})
     assert not app.error
     assert app.selectbox(key="model").value == "planted"
     assert app.multiselect(key="off").value == []
 
 
 def test_switching_the_copying_head_off_brings_the_stored_answer_back() -> None:
-    app = opened({**CONFLICT, "off": [CONTEXT_HEAD]})
+    app = page_at("explore", **CONFLICT, off=[CONTEXT_HEAD])
     change = app.code[3].value
     assert f"before: '{CLAIM}" in change
     assert f"after:  '{STORED}" in change
@@ -100,24 +82,24 @@ def test_switching_the_copying_head_off_brings_the_stored_answer_back() -> None:
 
 
 def test_switching_a_noise_head_off_is_called_not_better_than_random() -> None:
-    app = opened({**CONFLICT, "off": ["L0.H0"]})
+    app = page_at("explore", **CONFLICT, off=["L0.H0"])
     assert "not better than random" in texts(app.markdown)
 
 
 def test_scaling_takes_the_factor_of_the_address() -> None:
-    app = opened({**CONFLICT, "off": [CONTEXT_HEAD], "mode": "scale", "factor": "1.0"})
+    app = page_at("explore", **CONFLICT, off=[CONTEXT_HEAD], mode="scale", factor="1.0")
     assert "+0.000" in texts(app.caption)
 
 
 def test_too_many_heads_for_a_control_is_said_where_it_happens() -> None:
     every = [f"L{layer}.H{head}" for layer in (0, 1) for head in range(8)]
-    app = opened({**CONFLICT, "off": every})
+    app = page_at("explore", **CONFLICT, off=every)
     assert "choose fewer" in texts(app.error)
     assert len(app.code) == 4, "the change itself is still shown"
 
 
 def test_a_typed_head_is_picked_and_the_list_follows_until_edited() -> None:
-    app = opened(CONFLICT)
+    app = page_at("explore", **CONFLICT)
     app.number_input(key="head").set_value(5).run()
     assert app.multiselect(key="off").value == [CONTEXT_HEAD]
     app.multiselect(key="off").set_value(["L0.H0"]).run()
@@ -127,24 +109,24 @@ def test_a_typed_head_is_picked_and_the_list_follows_until_edited() -> None:
 
 
 def test_errors_of_the_library_are_shown_as_text() -> None:
-    app = opened({**CONFLICT, "mem": STORED, "ctx": STORED})
-    assert "start with the same token" in texts(app.error).replace("\\", "")
-    app = opened({"prompt": " "})
-    assert "prompt is empty" in texts(app.error).replace("\\", "")
+    app = page_at("explore", **CONFLICT, mem=STORED, ctx=STORED)
+    assert "start with the same token" in texts(app.error)
+    app = page_at("explore", prompt=" ")
+    assert "prompt is empty" in texts(app.error)
 
 
 def test_a_prompt_with_markdown_reaches_no_markdown() -> None:
     image = "![x](http://example.org/x.png)"
-    app = opened({**CONFLICT, "mem": image, "ctx": image})
-    shown = texts(app.error) + texts(app.markdown)
+    app = page_at("explore", **CONFLICT, mem=image, ctx=image)
+    shown = "\n".join(str(element.value) for element in [*app.error, *app.markdown])
     assert "example" in shown
     assert "](http" not in shown
 
 
 def test_a_head_set_is_saved_once_and_loaded_back(settings: Settings) -> None:
-    app = opened({**CONFLICT, "off": [MEMORY_HEAD]})
+    app = page_at("explore", **CONFLICT, off=[MEMORY_HEAD])
     app.text_input(key="file_name").set_value("mine")
-    save = next(b for b in app.button if b.label.startswith("Save"))
+    save = button(app, "Save")
     save.click().run()
     saved = load_head_set(settings.head_sets / "mine.json")
     assert [str(head) for head in saved.ids] == [MEMORY_HEAD]
@@ -152,9 +134,9 @@ def test_a_head_set_is_saved_once_and_loaded_back(settings: Settings) -> None:
     assert saved.heads[0].score > 5
     assert "mnemoscope prune run" in texts(app.code)
     assert "set to zero 1 head, L1.H2" in texts(app.code)  # the dry run
-    next(b for b in app.button if b.label.startswith("Save")).click().run()
+    button(app, "Save").click().run()
     assert "mine" in texts(app.error)
-    app = opened(CONFLICT)
+    app = page_at("explore", **CONFLICT)
     next(b for b in app.button if b.label == "Load").click().run()
     assert app.multiselect(key="off").value == [MEMORY_HEAD]
 
@@ -162,7 +144,7 @@ def test_a_head_set_is_saved_once_and_loaded_back(settings: Settings) -> None:
 def test_a_damaged_head_set_is_named(settings: Settings) -> None:
     settings.head_sets.mkdir()
     (settings.head_sets / "bad.json").write_text("{}")
-    app = opened(CONFLICT)
+    app = page_at("explore", **CONFLICT)
     next(b for b in app.button if b.label == "Load").click().run()
     assert "bad" in texts(app.error)
 
@@ -177,21 +159,21 @@ def with_run(checkpoint: Path, scored: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_finished_run_is_a_source_of_scores(with_run: str) -> None:
-    app = opened({**CONFLICT, "source": with_run, "role": "context"})
+    app = page_at("explore", **CONFLICT, source=with_run, role="context")
     assert app.selectbox(key="source").value == with_run
     assert f"Head {CONTEXT_HEAD}" in texts(app.subheader)
     assert "One prompt" not in texts(app.caption)
 
 
 def test_without_runs_the_page_of_runs_names_the_command() -> None:
-    assert "mnemoscope heads score" in texts(opened({}, "runs").info)
+    assert "mnemoscope heads score" in texts(page_at("runs").info)
 
 
 def test_a_finished_run_is_listed_and_opened(with_run: str) -> None:
-    app = opened({"run": with_run}, "runs")
+    app = page_at("runs", run=with_run)
     assert app.dataframe[0].value["run"].to_list() == [with_run]
     assert app.dataframe[1].value.shape[0] == 16
-    assert ESTIMAND in texts(app.caption).replace("\\", "")
+    assert ESTIMAND in texts(app.caption)
     (record,) = [code.value for code in app.code if "weights_sha256" in code.value]
     assert json.loads(record)["model_id"] == "planted"
 
@@ -200,19 +182,19 @@ def test_unfinished_runs_say_how_to_go_on(settings: Settings) -> None:
     queued = queue_run(settings.runs_root, "head-scores", {"model": "planted", "n": 1})
     with pytest.raises(RuntimeError), open_run(settings.runs_root, "other", {"model": "m"}):
         raise RuntimeError("out of luck")
-    app = opened({"run": queued.id}, "runs")
+    app = page_at("runs", run=queued.id)
     assert sorted(app.dataframe[0].value["status"]) == ["failed", "queued"]
     assert [button.label for button in app.button] == ["Cancel"]
 
 
 def test_the_about_page_tells_the_limits() -> None:
-    app = opened({}, "about")
+    app = page_at("about")
     assert "Limits" in texts(app.markdown)
     assert "direct effect" in texts(app.markdown)
 
 
 def test_hiding_begins_with_what_end_reads_most_and_the_answer_follows() -> None:
-    app = opened({**CONFLICT, "off": [CONTEXT_HEAD], "of": EDGES, "mode": "zero"})
+    app = page_at("explore", **CONFLICT, off=[CONTEXT_HEAD], of=EDGES, mode="zero")
     (hidden,) = app.multiselect(key="hidden").value
     assert CLAIM in hidden
     assert f"after:  '{STORED}" in app.code[3].value
@@ -224,40 +206,40 @@ def test_hiding_begins_with_what_end_reads_most_and_the_answer_follows() -> None
 
 
 def test_a_head_is_set_to_its_mean() -> None:
-    app = opened({**CONFLICT, "off": [MEMORY_HEAD], "mode": "mean"})
+    app = page_at("explore", **CONFLICT, off=[MEMORY_HEAD], mode="mean")
     assert "The same with random heads: " in texts(app.caption)
     assert not app.error
 
 
 def test_the_strongest_edge_and_the_layers_are_shown_for_the_chosen_text() -> None:
-    app = opened({**CONFLICT, "layer": "1", "head": "5", "lens": "3"})
+    app = page_at("explore", **CONFLICT, layer="1", head="5", lens="3")
     (strip,) = [e for e in app.get("bidi_component") if e.key == "edges"]
     header, body = unpacked(strip.proto.bytes)
     tokens, k = header["tokens"], header["k"]
     assert CLAIM in tokens[int(body[-1, k]) | int(body[-1, k + 1]) << 8]
     assert "(the sink), which is left out" in texts(app.caption)
     assert "Logit lens, with context" in texts(app.caption)
-    app = opened({**CONFLICT, "layer": "1", "head": "5", "pattern": "without context"})
+    app = page_at("explore", **CONFLICT, layer="1", head="5", pattern="without context")
     assert "Logit lens, without context" in texts(app.caption)
 
 
 def test_a_change_is_handed_to_prune_as_it_is(settings: Settings) -> None:
-    app = opened({**CONFLICT, "off": [MEMORY_HEAD], "mode": "scale", "factor": "0.5"})
+    app = page_at("explore", **CONFLICT, off=[MEMORY_HEAD], mode="scale", factor="0.5")
     app.text_input(key="file_name").set_value("half")
-    next(b for b in app.button if b.label.startswith("Save the list")).click().run()
+    button(app, "Save the list").click().run()
     assert "--factor 0.5" in texts(app.code)
-    app = opened({**CONFLICT, "off": [MEMORY_HEAD], "of": EDGES, "mode": "mean"})
+    app = page_at("explore", **CONFLICT, off=[MEMORY_HEAD], of=EDGES, mode="mean")
     app.text_input(key="file_name").set_value("even")
-    next(b for b in app.button if b.label.startswith("Save the list")).click().run()
+    button(app, "Save the list").click().run()
     assert "no weights stand for" in texts(app.error)
 
 
 def test_a_word_that_is_no_unit_is_told_where_it_was_typed() -> None:
-    app = opened({**CONFLICT, "units": "L0.N"})
+    app = page_at("explore", **CONFLICT, units="L0.N")
     assert "as a unit" in texts(app.error)
 
 
 def test_rates_wait_for_a_click_and_tell_what_the_model_does_not_know() -> None:
-    app = opened({**CONFLICT, "off": [MEMORY_HEAD], "facts": "capital"})
-    next(b for b in app.button if b.label.startswith("Ask 24 facts")).click().run()
+    app = page_at("explore", **CONFLICT, off=[MEMORY_HEAD], facts="capital")
+    button(app, "Ask 24 facts").click().run()
     assert "planted knows none" in texts(app.error) or "can be told apart" in texts(app.error)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs
 
-import mnemoscope.app
 import pytest
 import streamlit as st
 from mnemoscope.app import trace_corpus
@@ -21,10 +20,10 @@ from mnemoscope.data.corpus.build import build_index
 from mnemoscope.data.corpus.documents import Document
 from mnemoscope.models.errors import MnemoscopeError
 from mnemoscope.models.packaged import engram_folder
+from page_at import page_at, texts
 from planted_ground import HOSTILE, RITE, TEXTS, TOWN, index
 from streamlit.testing.v1 import AppTest
 
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 TRACED = f"As they say: {RITE} Is that so? {TOWN}"
 
 
@@ -60,17 +59,7 @@ def served(indexes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def opened(**address: str) -> AppTest:
     """The page at this address, run once."""
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.switch_page("views/provenance.py")
-    for name, value in {"corpus": "plain", "text": TRACED, **address}.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(elements) -> str:
-    return "\n".join(str(element.value) for element in elements).replace("\\", "")
+    return page_at("provenance", **{"corpus": "plain", "text": TRACED, **address})
 
 
 def drawn(app: AppTest) -> dict[str, list[dict]]:

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import mnemoscope.app
 import pytest
 import streamlit as st
 from mnemoscope.app import atlas_section
@@ -15,9 +14,9 @@ from mnemoscope.app.needle_trial import SCORES
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
 from mnemoscope.models.types import HeadId
 from mnemoscope.results.head_set import load_head_set
+from page_at import button, page_at, texts
 from streamlit.testing.v1 import AppTest
 
-MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
 SHORT = {"length": "256"}
 
 
@@ -37,27 +36,13 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def opened(**address: str) -> AppTest:
     """The page at this address, run once."""
-    app = AppTest.from_file(MAIN, default_timeout=60)
-    app.switch_page("views/retrieval.py")
-    for name, value in {**SHORT, **address}.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def texts(elements) -> str:
-    return "\n".join(str(element.value) for element in elements).replace("\\", "")
+    return page_at("retrieval", **{**SHORT, **address})
 
 
 def picture(app: AppTest, key: str):
     """Header and cells that the canvas of this key was given."""
     (one,) = [e for e in app.get("bidi_component") if e.key == key]
     return unpacked(one.proto.bytes)
-
-
-def button(app: AppTest, label: str):
-    return next(b for b in app.button if b.label.startswith(label))
 
 
 def test_a_first_visit_shows_a_needle_that_is_found(served: Settings) -> None:
