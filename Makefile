@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL ?= engram
-# A process a core, groups of tests to each (tests/conftest.py), torch on one thread in each.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=10
+# A process a core and one more, since many tests wait for a child process or a browser; groups of
+# tests to each (tests/conftest.py), torch on one thread in each.
+PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count()) + 1)")
+PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=10
 export MYPYPATH := .mypy_cache/src
 
 .PHONY: app demo test test-all check format bench clean

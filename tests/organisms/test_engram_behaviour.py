@@ -23,7 +23,9 @@ from mnemoscope.probes.elicitation import conflict_items
 from mnemoscope.probes.knowledge_conflict import answer_items, usage
 from safetensors.torch import load_file
 
-PROMPTS_A_KIND = 200
+PROMPTS_A_KIND = 100
+LONG_PROMPTS = 50
+"""Of a kind whose prompts are half the context long: one costs what forty others do."""
 KNOWN = [f"closed_book_{n}" for n in (16, 64, 128)]
 KNOWN += [f"closed_book_real_{n}" for n in (16, 64, 128)]
 
@@ -43,7 +45,11 @@ def prompts(corpus: Corpus) -> dict[str, tuple[Prompt, ...]]:
     """A random part of each kind; the record of the release is of all of them."""
     draw = random.Random(0)
     return {
-        kind: tuple(draw.sample(given, min(PROMPTS_A_KIND, len(given))))
+        kind: tuple(
+            draw.sample(
+                given, min(LONG_PROMPTS if kind == "needle_512" else PROMPTS_A_KIND, len(given))
+            )
+        )
         for kind, given in evaluation(corpus).items()
     }
 

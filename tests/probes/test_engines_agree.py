@@ -188,14 +188,14 @@ def test_smollm2_direct_effects_by_whole_passes(smollm2: HookedModel) -> None:
 @pytest.mark.slow
 def test_smollm2_relation_neurons(smollm2: HookedModel) -> None:
     relations = [load_relation(name) for name in ("capital", "currency", "continent")]
-    design = build_design(relations, subjects=4, pseudo=2, resamples=2, seed=0)
+    design = build_design(relations, subjects=4, pseudo=1, resamples=1, seed=0)
     want = find_relation_neurons(smollm2, design)
     same_arrays(find_relation_neurons(traced(smollm2), design), want)
 
 
 @pytest.mark.slow
 def test_smollm2_retrieval_trials(smollm2: HookedModel) -> None:
-    design = design_for(smollm2, lengths=(192,), needles=2, seed=1)
+    design = design_for(smollm2, lengths=(96,), needles=1, depths=2, seed=1)
     same_trials(
         measure_trials(traced(smollm2), design),
         measure_trials(smollm2, design),
