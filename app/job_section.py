@@ -88,8 +88,6 @@ def _show(run_id: str, every: int | None) -> None:
     settings = settings_from_environment()
     with told(), st.container(border=True):
         job = job_of(settings, run_id)
-        if _pace(job) != every:  # the page around it may say something else now
-            st.rerun()
         _show_state(job)
         _show_buttons(settings, job)
         if job.record is not None:
@@ -97,6 +95,9 @@ def _show(run_id: str, every: int | None) -> None:
         if job.log:
             with st.expander("What its process said"):
                 st.code(job.log, language=None, wrap_lines=True)
+        # Last, so that a button that was pressed a moment ago has been heeded.
+        if _pace(job) != every:  # the page around it may say something else now
+            st.rerun()
 
 
 def _show_state(job: Job) -> None:

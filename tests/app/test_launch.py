@@ -69,6 +69,10 @@ def test_streamlits_own_variables_do_not_reach_the_server(
     environment = server_environment(settings_for([str(checkpoint)], tmp_path))
     assert not [name for name in environment if name.startswith("STREAMLIT_")]
     assert VARIABLE in environment
+    assert environment["GOMP_SPINCOUNT"] == "1000"  # pages and jobs share the cores
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    own = server_environment(settings_for([str(checkpoint)], tmp_path))
+    assert own["GOMP_SPINCOUNT"] == "5"
 
 
 def test_a_busy_port_and_an_open_address_are_refused(checkpoint: Path, tmp_path: Path) -> None:

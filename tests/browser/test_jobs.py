@@ -29,7 +29,7 @@ from mnemoscope.results.run_state import RunStatus, read_state
 from visit import Visit
 
 pytest.importorskip("streamlit")
-pytest.importorskip("playwright.sync_api")
+playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 WAIT = 180_000
 """Milliseconds, for a machine that has much else to do."""
@@ -53,7 +53,14 @@ def see(tab: Visit, text: str) -> None:
 
 
 def press(tab: Visit, name: str) -> None:
-    tab.page.get_by_role("button", name=name, exact=True).click(timeout=WAIT)
+    button(tab, name).click(timeout=WAIT)
+
+
+def button(tab: Visit, name: str) -> Any:
+    """While a part is drawn anew it may be there twice for a moment; the old one does nothing."""
+    found = tab.page.get_by_role("button", name=name, exact=True)
+    playwright.expect(found).to_have_count(1, timeout=WAIT)
+    return found
 
 
 def job(tab: Visit, explorer: Any) -> RunFolder:
@@ -100,7 +107,7 @@ def test_started_watched_from_another_tab_cancelled_and_finished(
     press(second, "Cancel")
     see(first, CANCELLED)  # nobody touched this tab
     first.page.close()
-    second.page.get_by_role("button", name="Resume", exact=True).wait_for(timeout=WAIT)
+    button(second, "Resume")
     second.shoot("job-cancelled-dark")
 
     held.close()
@@ -133,7 +140,7 @@ def test_steered_from_a_terminal_killed_at_work_and_gone_on_with(
     os.kill(read_state(folder.path).pid, signal.SIGKILL)
     assert resumed.wait(WAIT / 1000) == -signal.SIGKILL
     see(tab, "Its process is gone; what it finished is kept.")
-    tab.page.get_by_role("button", name="Resume", exact=True).scroll_into_view_if_needed()
+    button(tab, "Resume").scroll_into_view_if_needed()
     tab.shoot("job-killed")
     press(tab, "Resume")
     see(tab, "It is finished.")

@@ -219,4 +219,5 @@ def test_a_file_is_never_held_whole(tmp_path, monkeypatch):
     copies.compare_edited(path, target, [change])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 12 * 2**17 < path.stat().st_size / 5
+    # Five pieces wait for their hashes, each as it was and as it became, beside the one at work.
+    assert peak < 16 * 2**17 < path.stat().st_size / 4
