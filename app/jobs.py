@@ -25,7 +25,7 @@ from ..results.queued_runs import GRACE_SECONDS, age_of, living_state
 from ..results.run import RunFolder
 from ..results.run_folder import queue_run
 from ..results.run_inputs import read_inputs
-from ..results.run_state import RunState, RunStatus, request_cancel
+from ..results.run_state import RunState, RunStatus, read_state, request_cancel
 from .settings import Settings
 
 LOG = "job.log"
@@ -168,6 +168,7 @@ def _check_served(settings: Settings, models: Sequence[str]) -> None:
 def _start_process(folder: RunFolder) -> None:
     """A detached process with its output in the run's folder; a thread waits for its end."""
     command = [sys.executable, "-P", "-m", "mnemoscope.cli.job_worker"]
+    queued = read_state(folder.path).started
     with (folder.partial / LOG).open("ab") as log:
         process = subprocess.Popen(
             [*command, str(folder.root), folder.id],
@@ -176,14 +177,15 @@ def _start_process(folder: RunFolder) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # it outlives the explorer and is spared its Ctrl-C
         )
-    threading.Thread(target=_await, args=(process, folder), daemon=True).start()
+    threading.Thread(target=_await, args=(process, folder, queued), daemon=True).start()
 
 
-def _await(process: subprocess.Popen[bytes], folder: RunFolder) -> None:
-    """Leave no dead child behind, and say at once when a process died without a word."""
+def _await(process: subprocess.Popen[bytes], folder: RunFolder, queued: str) -> None:
+    """Leave no dead child behind, and say at once when a process died without a word; the run may
+    be queued for another one by then."""
     process.wait()
     with suppress(RunFolderError, OSError):
-        living_state(folder, grace=0.0)
+        living_state(folder, ended=queued)
 
 
 def _way_out(folder: RunFolder) -> str:

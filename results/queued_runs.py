@@ -55,20 +55,23 @@ def end_waiting(folder: Path, status: RunStatus, message: str) -> None:
         _replace(folder, state, status, message)
 
 
-def living_state(folder: RunFolder, *, grace: float = GRACE_SECONDS) -> RunState:
+def living_state(folder: RunFolder, *, ended: str | None = None) -> RunState:
     """The state of a run, set to `interrupted` if it is queued or running and its process is gone.
 
-    A queued run that was touched less than `grace` seconds ago is left to its process, which may
-    not have come so far. A run of another machine is left alone. Raises `RunFolderError` when the
-    state is missing or damaged.
+    A queued run that was touched less than `GRACE_SECONDS` ago is left to its process, which may
+    not have come so far; unless that one is known to have ended: `ended` is when the run was queued
+    for it (`RunState.started`), and a run that was queued anew since is another process's. A run of
+    another machine is left alone. Raises `RunFolderError` when the state is missing or damaged.
     """
     state = mark_interrupted_if_dead(folder.path)
     if state.status is not RunStatus.QUEUED or state.host != platform.node():
         return state
-    if age_of(state) < grace:
+    if state.started != ended and age_of(state) < GRACE_SECONDS:
         return state
     try:
         with storage_errors(folder.root), worker_lock(folder).acquire(timeout=0):
+            if read_state(folder.path).started != state.started:
+                return read_state(folder.path)  # queued anew meanwhile
             with suppress(RunFolderError):
                 end_waiting(
                     folder.path, RunStatus.INTERRUPTED, "its process ended before the work began"

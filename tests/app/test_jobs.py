@@ -342,6 +342,33 @@ def test_the_real_process_killed_resumed_and_finished(
     assert "free again" in texts(page_at("runs", run=run_id).caption)
 
 
+class Process:
+    """One that has ended once `wait` returns, and what happens until then."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self.wait = meanwhile
+
+
+def test_who_sees_a_process_end_takes_no_run_away_that_is_queued_for_the_next(
+    settings: Settings, key: dict[str, Any], unstarted: Any
+) -> None:
+    """A cancelled process takes a moment to leave, and Resume may be pressed in that moment."""
+    run_id = start_job(settings, KIND, key)
+    folder = unstarted[0]
+    first = read_state(folder.path).started
+    cancel_job(settings, run_id)
+
+    def resumed() -> None:
+        time.sleep(0.002)  # moments of queueing are told in milliseconds
+        resume_job(settings, run_id)
+
+    jobs._await(Process(resumed), folder, first)
+    second = read_state(folder.path)
+    assert second.status is RunStatus.QUEUED
+    jobs._await(Process(lambda: None), folder, second.started)
+    assert read_state(folder.path).status is RunStatus.INTERRUPTED
+
+
 def test_sigterm_to_the_real_process_leaves_a_run_to_resume(
     settings: Settings, key: dict[str, Any], unstarted: Any
 ) -> None:
