@@ -79,15 +79,16 @@ def publish_merged(
     rename it is the one that stays. Raises `RunFolderError` when it cannot be written.
     """
     content, final = row_lines(rows), RunFolder(ledger.root, ledger.id).final
-    if _holds(final, content):
-        return final
-    own = RunFolder(ledger.folder / f"merging-{secrets.token_hex(4)}", ledger.id)
-    try:
-        finish(_begun(own, ledger.config, content))
-        _swap(own.final, final)
-    finally:
-        shutil.rmtree(own.root, ignore_errors=True)
-    sync_folder(ledger.root)
+    if not _holds(final, content):
+        own = RunFolder(ledger.folder / f"merging-{secrets.token_hex(4)}", ledger.id)
+        try:
+            finish(_begun(own, ledger.config, content))
+            _swap(own.final, final)
+        finally:
+            shutil.rmtree(own.root, ignore_errors=True)
+        sync_folder(ledger.root)
+    # Also where another worker has published: the one that showed the batch may have written its
+    # last word into the unfinished run while that was being removed.
     shutil.rmtree(RunFolder(ledger.root, ledger.id).partial, ignore_errors=True)
     return final
 

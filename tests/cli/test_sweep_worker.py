@@ -151,6 +151,17 @@ def test_overlapping_shards_do_nothing_twice(whole: tuple[bytes, bytes], tmp_pat
     assert result(tmp_path) == whole
 
 
+def test_a_last_word_behind_the_merged_run_does_not_stay(tmp_path: Path) -> None:
+    """The worker that shows the batch writes its end while another one removes what it shows."""
+    work(tmp_path)
+    (final,) = (path for path in tmp_path.glob("some-work-*") if path.suffix != ".ledger")
+    partial = tmp_path / f".{final.name}.partial"
+    partial.mkdir()
+    (partial / "state.json").write_text("{}")
+    work(tmp_path)
+    assert not partial.exists()
+
+
 def test_workers_at_once_do_nothing_twice(whole: tuple[bytes, bytes], tmp_path: Path) -> None:
     workers = [process(tmp_path, shard=shard) for shard in ("1/1", "1/1", "1/2", "2/2")]
     assert Counter(together(workers)) == Counter(unit.name for unit in UNITS)
