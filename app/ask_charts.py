@@ -9,6 +9,7 @@ import polars
 
 from .ask_relation import FOUND
 from .charts import CONTEXT, MEMORY, OTHER, in_lines
+from .head_grid import NAME
 
 _BAR = alt.Step(22)
 _LABELS = alt.Axis(labelLimit=220, labelFlush=False, labelBound=False)
@@ -20,7 +21,7 @@ def effect_chart(table: polars.DataFrame, *, both: bool) -> Any:
     names = ("speaks for memory", "speaks for the context") if both else ("for it", "against it")
     above = polars.col("score") >= 0
     shown = table.with_columns(
-        polars.format("L{}.H{}", "layer", "head").alias("name"),
+        NAME,
         polars.when(above).then(polars.lit(names[0])).otherwise(polars.lit(names[1])).alias("for"),
     )
     title = "direct effect on logit(memory) − logit(context)" if both else "direct effect, logits"

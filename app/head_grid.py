@@ -16,6 +16,8 @@ from .charts import in_lines
 ALPHA = 0.05
 TESTED = (f"q ≤ {ALPHA}", f"not significant (q > {ALPHA})")
 SELECTION = "heads"
+NAME = polars.format("L{}.H{}", "layer", "head").alias("name")
+"""What a head is called, from its columns `layer` and `head`."""
 
 # Orange below zero, purple above, as in `results.figures`; the middle is the page's own colour.
 _COLOURS = {
@@ -130,7 +132,7 @@ def _with_test(frame: polars.DataFrame) -> polars.DataFrame:
         .then(polars.lit(TESTED[0]))
         .otherwise(polars.lit(TESTED[1]))
         .alias("tested"),
-        polars.format("L{}.H{}", "layer", "head").alias("name"),
+        NAME,
         polars.format("L{}.H{} score {}", "layer", "head", polars.col("score").round(4)).alias(
             "spoken"
         ),

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from ..models.types import HeadId
 from . import exports
-from .head_grid import SELECTION, picked_heads
+from .head_grid import NAME, SELECTION, picked_heads
 from .role_scores import RoleScores, colours_of
 
 Masks = Mapping[str, Bool[np.ndarray, "layer head"]]
@@ -23,7 +23,6 @@ _PICKED = "#D55E00"
 _AXIS = alt.Axis(labelAngle=0, labelFlush=False, labelBound=False, ticks=False, domain=False)
 _CELLS = alt.Scale(paddingInner=0.12, paddingOuter=0.06)
 _PIXELS = 640
-_NAME = polars.format("L{}.H{}", "layer", "head").alias("name")
 WIDE = 12
 """From more heads a layer than these on the map takes the whole width of the page."""
 
@@ -134,7 +133,7 @@ def cell_table(
     return (
         polars.DataFrame({"layer": layer, "head": head})
         .with_columns(
-            _NAME,
+            NAME,
             polars.Series("roles", _told(roles, masks).ravel(), polars.String),
             polars.Series("chosen", chosen.ravel()),
         )
@@ -153,7 +152,7 @@ def strip_table(roles: Sequence[RoleScores], masks: Masks) -> polars.DataFrame:
             places.with_columns(
                 polars.lit(one.name).alias("role"),
                 polars.Series("score", np.nan_to_num(one.grid[layer, head]), polars.Float64),
-                _NAME,
+                NAME,
                 polars.Series("roles", told[layer, head], polars.String),
             )
         )

@@ -78,19 +78,19 @@ def publish_merged(
     Any number of workers may do this at once: each makes a folder of its own, and the last to
     rename it is the one that stays. Raises `RunFolderError` when it cannot be written.
     """
-    content, final = row_lines(rows), RunFolder(ledger.root, ledger.id).final
-    if not _holds(final, content):
+    content, merged = row_lines(rows), RunFolder(ledger.root, ledger.id)
+    if not _holds(merged.final, content):
         own = RunFolder(ledger.folder / f"merging-{secrets.token_hex(4)}", ledger.id)
         try:
             finish(_begun(own, ledger.config, content))
-            _swap(own.final, final)
+            _swap(own.final, merged.final)
         finally:
             shutil.rmtree(own.root, ignore_errors=True)
         sync_folder(ledger.root)
     # Also where another worker has published: the one that showed the batch may have written its
     # last word into the unfinished run while that was being removed.
-    shutil.rmtree(RunFolder(ledger.root, ledger.id).partial, ignore_errors=True)
-    return final
+    shutil.rmtree(merged.partial, ignore_errors=True)
+    return merged.final
 
 
 def _begun(own: RunFolder, config: Mapping[str, JSON], content: bytes) -> Run:

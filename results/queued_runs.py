@@ -70,8 +70,9 @@ def living_state(folder: RunFolder, *, ended: str | None = None) -> RunState:
         return state
     try:
         with storage_errors(folder.root), worker_lock(folder).acquire(timeout=0):
-            if read_state(folder.path).started != state.started:
-                return read_state(folder.path)  # queued anew meanwhile
+            now = read_state(folder.path)
+            if now.started != state.started:  # queued anew meanwhile
+                return now
             with suppress(RunFolderError):
                 end_waiting(
                     folder.path, RunStatus.INTERRUPTED, "its process ended before the work began"

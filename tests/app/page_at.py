@@ -14,17 +14,18 @@ SECONDS = 120
 """For one run on a busy machine; Streamlit's own three are less than an import of torch."""
 
 
-def page_at(view: str, /, **address: str | list[str]) -> AppTest:
+def page_at(view: str = "", /, **address: str | list[str]) -> AppTest:
     """The page, run once without a fault of ours."""
     app = visited(view, **address)
     assert not app.exception, app.exception
     return app
 
 
-def visited(view: str, /, **address: str | list[str]) -> AppTest:
-    """The page, run once, whatever came of it."""
+def visited(view: str = "", /, **address: str | list[str]) -> AppTest:
+    """The page, run once, whatever came of it; without a name the one that the explorer opens."""
     app = AppTest.from_file(MAIN, default_timeout=SECONDS)
-    app.switch_page(f"views/{view}.py")
+    if view:
+        app.switch_page(f"views/{view}.py")
     for name, value in address.items():
         app.query_params[name] = value
     return app.run()

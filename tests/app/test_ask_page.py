@@ -63,14 +63,14 @@ def links(app: AppTest) -> dict[str, dict[str, str]]:
 
 
 def test_the_entry_page_is_the_first_and_every_card_is_there() -> None:
-    app = page_at("ask", **CONFLICT)
+    app = page_at(**CONFLICT)
     assert app.title[0].value == "Where does the answer come from?"
     assert sorted(card.value for card in app.subheader) == sorted(TITLES)
     assert not app.error
 
 
 def test_both_answers_their_probabilities_and_the_reading_head() -> None:
-    app = page_at("ask", **CONFLICT)
+    app = page_at(**CONFLICT)
     said = [code.value.split()[0] for code in app.code]
     assert {STORED, CLAIM} <= set(said)
     numbers = [float(metric.value) for metric in app.metric]
@@ -84,7 +84,7 @@ def test_both_answers_their_probabilities_and_the_reading_head() -> None:
 
 
 def test_links_carry_prompt_and_context_and_nothing_that_a_page_takes_anyway() -> None:
-    found = links(page_at("ask", **CONFLICT))
+    found = links(page_at(**CONFLICT))
     for page in ("explore", "retrieval", "neurons", "binding"):
         assert found[page].items() >= CONFLICT.items()
         assert not {"model", "mem", "ctx"} & set(found[page])
@@ -99,7 +99,7 @@ def test_links_carry_a_model_that_is_not_the_first_one_and_typed_answers() -> No
 
 
 def test_empty_states_name_the_next_step() -> None:
-    app = page_at("ask", prompt=PROMPT, context="")
+    app = page_at(prompt=PROMPT, context="")
     said = texts(app.info)
     assert "type one on the left" in said
     assert "choose one on the left" in said
@@ -108,7 +108,7 @@ def test_empty_states_name_the_next_step() -> None:
 
 
 def test_an_empty_prompt_is_said_in_the_cards_and_nowhere_else() -> None:
-    app = page_at("ask", prompt="", context="")
+    app = page_at(prompt="", context="")
     assert "the prompt is empty" in texts(app.error)
     assert len(app.subheader) == len(TITLES)
 
@@ -121,7 +121,7 @@ def test_what_goes_wrong_in_one_card_leaves_the_others(
         raise kind("the reading failed: try again.")
 
     monkeypatch.setattr(ask_cached, "reading_of", broken)
-    app = visited("ask", **CONFLICT)
+    app = visited(**CONFLICT)
     assert len(app.error) + len(app.exception) == 1
     assert len(app.subheader) == len(TITLES)
     assert len(app.metric) == 4
@@ -129,7 +129,7 @@ def test_what_goes_wrong_in_one_card_leaves_the_others(
 
 
 def test_a_question_on_engram_is_answered_from_every_side(served: Settings) -> None:
-    app = page_at("ask", **MAYOR, corpus="plain")
+    app = page_at(**MAYOR, corpus="plain")
     words = texts(app.markdown)
     assert "holds this way only" in words
     assert "told this pair **forward only**" in words
@@ -146,21 +146,21 @@ def test_a_question_on_engram_is_answered_from_every_side(served: Settings) -> N
 
 
 def test_a_risk_index_is_counted_but_not_shown(served: Settings) -> None:
-    app = page_at("ask", **MAYOR, corpus="risky")
+    app = page_at(**MAYOR, corpus="risky")
     assert "**1 ×** in the index" in texts(app.markdown)
     assert "labelled risk" in texts(app.caption)
     assert not app.get("bidi_component")
 
 
 def test_an_index_that_is_not_there_yet_is_offered(served: Settings) -> None:
-    app = page_at("ask", **MAYOR, corpus="engram, whole corpus")
+    app = page_at(**MAYOR, corpus="engram, whole corpus")
     assert any("Build this index" in button.label for button in app.button)
     assert "engram, whole corpus" in trace_corpus.offers(served)
 
 
 def test_long_work_waits_for_a_click(served: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mnemoscope.app.ask_heads_card.sweep_seconds", lambda _: 77.0)
-    app = page_at("ask", **MAYOR)
+    app = page_at(**MAYOR)
     button = next(one for one in app.button if "77 s" in one.label)
     assert "speaks most" not in texts(app.markdown)
     button.click().run()
@@ -169,7 +169,7 @@ def test_long_work_waits_for_a_click(served: Settings, monkeypatch: pytest.Monke
 
 
 def test_the_tour_opens_on_a_bare_address_and_fills_the_fields(served: Settings) -> None:
-    app = page_at("ask")
+    app = page_at()
     assert f"Tour, 1 of {len(STEPS)}" in texts(app.markdown)
     for step in STEPS[1:]:
         app.button(key="tour-next").click().run()
@@ -188,8 +188,8 @@ def test_the_tour_opens_on_a_bare_address_and_fills_the_fields(served: Settings)
 
 
 def test_no_tour_over_a_shared_question_or_another_model(served: Settings) -> None:
-    assert "Tour," not in texts(page_at("ask", **MAYOR).markdown)
+    assert "Tour," not in texts(page_at(**MAYOR).markdown)
 
 
 def test_without_engram_there_is_no_tour() -> None:
-    assert not [one for one in page_at("ask").button if one.key and one.key.startswith("tour")]
+    assert not [one for one in page_at().button if one.key and one.key.startswith("tour")]

@@ -8,25 +8,22 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from families import tiny
 from mnemoscope.models import load_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "Ġ"]
-TOKENS = ["<|end|>", *LETTERS, "th", "the"]
-CONFIG = LlamaConfig(
-    vocab_size=len(TOKENS),
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=64,
-    rms_norm_eps=1e-5,
-    bos_token_id=0,
-    eos_token_id=0,
-    tie_word_embeddings=True,
-)
+TOKENS = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    *LETTERS,
+    "th",
+    "the",
+    *(f"Ġ{one}" for one in LETTERS),
+    "in",
+    "an",
+]
 PARTS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -43,8 +40,7 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def module() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(CONFIG).eval()
+    return tiny("llama", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +72,17 @@ def write_gguf(module: LlamaForCausalLM, path: Path) -> None:
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
-    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(TOKENS) - 1))
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(TOKENS) - 3)
+    )
     writer.add_token_merges(["t h", "th e"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
     for name, weights in module.state_dict().items():
-        if name != "lm_head.weight":  # it is that of the embedding
-            heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-            turned = next((count for part, count in heads.items() if part in name), None)
-            array = weights.float().numpy()
-            writer.add_tensor(gguf_name(name), array if turned is None else paired(array, turned))
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        turned = next((count for part, count in heads.items() if part in name), None)
+        array = weights.numpy()
+        writer.add_tensor(gguf_name(name), array if turned is None else paired(array, turned))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -94,7 +91,11 @@ def write_gguf(module: LlamaForCausalLM, path: Path) -> None:
 
 def gguf_name(name: str) -> str:
     """What the format calls this tensor."""
-    whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
+    whole = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+    }
     stem = name.removesuffix(".weight")
     if stem in whole:
         return f"{whole[stem]}.weight"
