@@ -6,7 +6,7 @@
 What stands behind `--` is a command of `mnemoscope` that takes `--shard`: `sweep run RECIPE` or
 `prune run --recipe RECIPE`. Recipe, checkpoints and runs have to lie where all machines see them.
 `--cluster local` starts the shards on this machine. A job that is preempted or runs out of time is
-queued again and goes on; units that are done stay done.
+queued again and goes on (after time-outs three times at most); units that are done stay done.
 
 Exit code: 0 if all shards ended well, else the first other one.
 """
@@ -14,9 +14,11 @@ Exit code: 0 if all shards ended well, else the first other one.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import submitit
 from submitit.helpers import DelayedSubmission
@@ -36,10 +38,15 @@ class ShardJob:
         return self.process.wait()
 
     def checkpoint(self, shard: str) -> DelayedSubmission:
-        """Called by submitit before the job is taken away: give the unit back, come again."""
+        """Called by submitit before the job is taken away: give the unit back, come again.
+
+        Returns when the command has ended. The call comes from a signal handler, mostly in the
+        middle of `self.process.wait()`: that holds a lock, for which a second one waits for ever.
+        """
         if self.process is not None:
             self.process.terminate()  # the command answers with 130
-            self.process.wait()
+            with suppress(ChildProcessError):  # it had ended already
+                os.waitpid(self.process.pid, 0)
         return DelayedSubmission(ShardJob(self.command), shard)
 
 
@@ -53,6 +60,7 @@ def submit(given: argparse.Namespace) -> list[submitit.Job[int]]:
         gpus_per_node=given.gpus,
         slurm_mem=f"{given.memory_gb}GB",
         slurm_array_parallelism=given.at_once or given.shards,
+        slurm_signal_delay_s=90,  # what the command has to give its unit back in
     )
     if given.partition:
         executor.update_parameters(slurm_partition=given.partition)
