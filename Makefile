@@ -24,7 +24,7 @@ demo: $(STAMP)
 test: check
 	$(PYTEST) -m "not slow and not gpu"
 
-## Everything that this machine can run, the real pretrained model too.
+## Everything that this machine can run, longer versions of some tests too.
 test-all: check
 	$(PYTEST) -m "not gpu"
 
@@ -40,7 +40,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	for script in hook_overhead path_patching path_patching_memory head_scoring prune_checkpoint average_precision attention_rows streaming_cache suffix_index sharded_index engines; do $(BIN)/python benchmarks/$$script.py --write; done
+	for script in hook_overhead path_patching path_patching_memory head_scoring prune_checkpoint average_precision attention_rows streaming_cache suffix_index sharded_index engines offload; do $(BIN)/python benchmarks/$$script.py --write; done
 
 # The environment is made again when what it is made from changes.
 $(STAMP): pyproject.toml constraints.txt

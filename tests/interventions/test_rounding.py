@@ -100,7 +100,6 @@ def _off(model, batch, replacement, token_ids, heads):
     return torch.ones(token_ids.shape)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_real_model_in_half_precision(dtype):
     build_chain(load_model("smollm2", dtype=dtype))

@@ -7,7 +7,7 @@ import torch
 from mnemoscope.models import HookedModel, load_model
 
 WEIGHTS = "908d00480351233b0c3feda0c3b31bd6cdccda9c2492078fabfa153db7164b0c"
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("calls")]
+pytestmark = pytest.mark.usefixtures("calls")
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,6 @@ def smollm2() -> HookedModel:
     return load_model("smollm2")
 
 
-@pytest.mark.slow
 def test_smollm2_conflict_heads(smollm2: HookedModel) -> None:
     relation = load_relation("capital")
     facts = split_subjects(relation, 0)["find"][:12]
@@ -173,7 +172,6 @@ def test_smollm2_conflict_heads(smollm2: HookedModel) -> None:
     assert len(items) == 2
 
 
-@pytest.mark.slow
 def test_smollm2_direct_effects_by_whole_passes(smollm2: HookedModel) -> None:
     batch, other = (smollm2.tokens(f"The capital of {it} is") for it in ("France", "Japan"))
     ids = torch.tensor([[smollm2.answer_ids("The capital of France is", "Paris")[0]]])
