@@ -56,9 +56,10 @@ def load_model(
     """Load a decoder checkpoint and prove its anatomy, for example `load_model("engram")`.
 
     A folder or file is never resolved against the network, pickled weights are never opened and a
-    checkpoint's own code is never run. `device="auto"` takes CUDA where there is one, all CUDA
-    devices where the model needs them, then host memory, and leaves what is over on disk, to be
-    read a layer at a time; `max_memory` bounds each of these (`{0: "20GiB", "cpu": "30GiB"}`).
+    checkpoint's own code is never run. `device="auto"` fills the CUDA devices in their order, so a
+    model that fits takes the first alone, then host memory, and leaves what is over on disk, to be
+    read a layer at a time. `max_memory` bounds each of these (`{0: "20GiB", "cpu": "30GiB"}`);
+    without it nine tenths of what is free are filled.
     `offload_folder` is needed only by families whose checkpoints are rewritten on loading (fused
     experts); all others are read where they lie. Both default to the environment variables
     `MNEMOSCOPE_MAX_MEMORY` (`0=20GiB,cpu=30GiB`) and `MNEMOSCOPE_OFFLOAD_FOLDER`. `dtype="auto"`
@@ -67,13 +68,16 @@ def load_model(
     `backend="nnsight"` runs every pass as an nnsight trace. With `remote` a server does, and no
     weights are loaded here: True or "ndif" for NDIF, the address of one's own server, or "local" to
     rehearse that in this process. Both default to `MNEMOSCOPE_BACKEND` and `MNEMOSCOPE_REMOTE`,
-    then to hooks in this process.
+    then to hooks in this process. A server has loaded its model already: beside one, `device`,
+    `dtype`, `max_memory` and `offload_folder` are refused, and the variables of the last two, which
+    say what this machine has, play no part.
 
-    Raises `ModelNotFoundError`, `DamagedCheckpointError`, `UnsupportedModelError`,
-    `PlacementError`, `RemoteRunError`.
+    Raises `MnemoscopeError` for such a choice and for an unknown back end, `ModelNotFoundError`,
+    `DamagedCheckpointError`, `UnsupportedModelError`, `PlacementError`, `RemoteRunError`.
     """
     engine, server = _engine(backend, remote)
     if server and server != "local":
+        _refuse_choices(device, dtype, max_memory, offload_folder)
         return _from_server(name_or_path, server)
     if not sys.stderr.isatty():
         disable_progress_bar()  # a log file full of carriage returns helps nobody
@@ -101,13 +105,35 @@ def _engine(backend: str | None, remote: bool | str | None) -> tuple[str, bool |
     return backend, True if remote == "ndif" else remote
 
 
+def _refuse_choices(device: str, dtype: str, max_memory: object, offload_folder: object) -> None:
+    """Raises `MnemoscopeError` where somebody chose what a server has decided already."""
+    chosen = {
+        "device": device != "auto",
+        "dtype": dtype != "auto",
+        "max_memory": max_memory is not None,
+        "offload_folder": offload_folder is not None,
+    }
+    names = " and ".join(name for name, is_chosen in chosen.items() if is_chosen)
+    if names:
+        raise MnemoscopeError(
+            f"{names} cannot be chosen for a model that a server runs, for the server has loaded "
+            f"it already: leave {names} out, or leave remote out and load the model here."
+        )
+
+
 def _from_server(name_or_path: str | Path, server: bool | str) -> HookedModel:
     from .nnsight_model import on_server
 
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name in PACKAGED or path.exists():
         name = str(checkpoint_folder(name_or_path))
-    return on_server(name, load_tokenizer(name_or_path), server)
+    model = on_server(name, load_tokenizer(name_or_path), server)
+    _log.warning(
+        "the weights of %s lie at a server and cannot be hashed: when the checkpoint there has "
+        "changed, start runs over (--force), or old numbers are taken for new ones.",
+        name,
+    )
+    return model
 
 
 def _loaded(name: str, where: Placement, dtype: str) -> HookedModel:

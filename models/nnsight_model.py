@@ -8,7 +8,7 @@ there, and only what they wrote comes back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .anatomy import resolve_anatomy
 from .backends import Capabilities, Inputs, Places, Read, unread
-from .errors import MnemoscopeError, UnsupportedModelError
+from .errors import MnemoscopeError, PlacementError, UnsupportedModelError
 from .hooked import HookedModel
 from .nnsight_places import TracePlaces
 from .nnsight_server import Remote, engine_on_server, request
@@ -48,6 +48,9 @@ class TracedModel(HookedModel):
     remote: Remote = False
     """False: in this process. True: NDIF. A URL: another server. "local": nnsight's rehearsal of a
     remote run in this process."""
+    seen_dtype: torch.dtype | None = None
+    """Data type of the residual stream that a server's self-test showed; None: that of the
+    structure, which a server need not share."""
 
     # -- the engine -------------------------------------------------------------------------------
 
@@ -130,8 +133,8 @@ class TracedModel(HookedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the embeddings."""
-        return self.structure.get_input_embeddings().weight.dtype
+        """Data type of the embeddings, as the engine computes."""
+        return self.seen_dtype or self.structure.get_input_embeddings().weight.dtype
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -154,8 +157,14 @@ class TracedModel(HookedModel):
             "bos_rule": self.bos_rule,
             "device": engine,
             "dtype": str(self.dtype),
-            "attention": str(self.structure.config._attn_implementation),
+            "attention": self._kernel,
         }
+
+    @property
+    def _kernel(self) -> str:
+        if self.remote and self.remote != "local":
+            return "not read"  # the structure's own says nothing of the server's
+        return str(self.structure.config._attn_implementation)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -201,9 +210,15 @@ def traced(model: HookedModel, *, rehearse: bool = False) -> TracedModel:
 
     With `rehearse` every pass goes through nnsight's local rehearsal of a remote run: it is
     serialised, and read back with this package hidden. Needs a tokenizer. Raises `MnemoscopeError`
-    when nnsight is not installed.
+    when nnsight is not installed, `PlacementError` where the embeddings are left on disk.
     """
     nnsight = _nnsight()
+    if next(model.module.parameters()).device.type == "meta":
+        raise PlacementError(
+            f"nnsight sends token ids to the first weight, and that of {model.name} is left on "
+            "disk: give the first device of max_memory room for the embeddings and one layer "
+            "more, or leave backend='nnsight' out."
+        )
     if rehearse:
         engine = nnsight.TransformersModel(model.module, tokenizer=model.text_tokenizer)
     else:
@@ -244,9 +259,7 @@ def on_server(
         structure=structure,
         remote=remote,
     )
-    if self_test:
-        check_passes(model)
-    return model
+    return replace(model, seen_dtype=check_passes(model)) if self_test else model
 
 
 def tensor_parallel(
@@ -287,9 +300,9 @@ def tensor_parallel(
     return model
 
 
-def check_passes(model: TracedModel) -> None:
+def check_passes(model: TracedModel) -> torch.dtype:
     """Run three tokens: every site of every layer is met, and block outputs are the next block's
-    inputs. Raises `UnsupportedModelError`."""
+    inputs. The data type of the first one. Raises `UnsupportedModelError`."""
     ids = torch.arange(3)[None] % model.anatomy.d_vocab
     sites = (Site.RESID_PRE, Site.Z, Site.ATTN_OUT, Site.MLP_OUT, Site.RESID_POST)
     seen = model.capture(TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool)), sites)
@@ -305,6 +318,7 @@ def check_passes(model: TracedModel) -> None:
             raise UnsupportedModelError(
                 f"the output of block {layer} of {model.name} is not the next block's input."
             )
+    return seen[Site.RESID_PRE, 0].dtype
 
 
 def _is_sharded(structure: Any) -> bool:

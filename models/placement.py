@@ -26,7 +26,12 @@ from torch import Tensor, nn
 from .errors import PlacementError
 from .memory_limits import MAX_MEMORY, OFFLOAD_FOLDER, Memory, parse_memory
 
-_HOST_SHARE = 0.9
+_SHARE = 0.9
+"""Of what is free, for weights; the rest is for what a pass computes and keeps."""
+
+_IN_ORDER = "sequential"
+"""transformers' word for filling one device before the next; its "auto" spreads what would fit on
+one device evenly over all."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Placement:
 
     device_map: Any
     max_memory: dict[int | str, int] | None
+    """Most bytes of weights a device; None with a device that was named, which takes all."""
     offload_folder: str | None
     on_cpu: bool
     """The model computes on the CPU."""
@@ -49,7 +55,8 @@ def placement(
     `memory_limits`.
 
     "auto" fills the CUDA devices in their order, then host memory, then leaves the rest on disk;
-    without CUDA it takes host memory, then disk. Raises `PlacementError`.
+    without CUDA it takes host memory, then disk. Without limits it fills nine tenths of what is
+    free on each. Raises `PlacementError`.
     """
     if max_memory is None:
         max_memory = parse_memory(os.environ.get(MAX_MEMORY, ""))
@@ -62,13 +69,35 @@ def placement(
                 "device='auto' with it, or leave max_memory out."
             )
         return Placement({"": _one_device(device)}, None, folder, device == "cpu")
-    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    limits = _limits(max_memory, n_cuda) if max_memory else None
-    if limits is None and not n_cuda:
-        free = get_max_memory()
-        limits = {"cpu": int(_HOST_SHARE * int(free.get("cpu", free.get("mps", 0))))}
-    on_cpu = not any(isinstance(key, int) for key in limits) if limits else False
-    return Placement("auto", limits, folder, on_cpu, bool(max_memory))
+    n_cuda = _n_cuda()
+    limits = _limits(max_memory, n_cuda) if max_memory else _share_of_free(n_cuda)
+    on_cpu = not any(isinstance(key, int) for key in limits)
+    return Placement(_IN_ORDER, limits, folder, on_cpu, bool(max_memory))
+
+
+def _n_cuda() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _share_of_free(n_cuda: int) -> dict[int | str, int]:
+    """Bytes for weights on each device where nobody asked for limits.
+
+    A CUDA device that shares the host's memory counts once: accelerate names no "cpu" beside it.
+    """
+    free = get_max_memory()
+    if not n_cuda:
+        return {"cpu": int(_SHARE * int(free.get("cpu", free.get("mps", 0))))}
+    room: dict[int | str, int] = {
+        i: int(free[i]) + _held_unused(i) for i in range(n_cuda) if i in free
+    }
+    if "cpu" in free:
+        room["cpu"] = int(free["cpu"])
+    return {key: int(_SHARE * size) for key, size in room.items()}
+
+
+def _held_unused(device: int) -> int:
+    """Bytes that torch took for tensors that are gone: free to us, and to nobody else."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _limits(memory: Memory, n_cuda: int) -> dict[int | str, int]:
@@ -97,7 +126,7 @@ def _one_device(device: str) -> str:
     except RuntimeError:
         raise PlacementError(f"{device!r} is no device: use auto, cpu, cuda or cuda:1.") from None
     if kind.type == "cuda":
-        n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        n_cuda = _n_cuda()
         if (kind.index or 0) >= n_cuda:
             raise PlacementError(
                 f"device {device!r} is not there: this machine has {n_cuda} CUDA devices; use "

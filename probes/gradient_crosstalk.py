@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..data.facts.pairs import Way
+from ..models.backends import require
 from ..models.batching import adaptive, length_buckets
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
@@ -120,6 +121,7 @@ def gradient_inner(
 ) -> tuple[Float[np.ndarray, "layer fact fact"], Float[np.ndarray, " fact"]]:
     """Inner products of the facts' gradients in each layer, and the log-probabilities of their
     asked names; see `gradient_crosstalk` for memory and errors."""
+    require(model, "gradients", "cross-talk of gradients")
     inner = np.empty((len(layers), len(facts), len(facts)))
     buckets = length_buckets([len(fact.ids) for fact in facts], rows)
     blocks = _blocks(model, facts, layers, memory_bytes)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ..data.facts.pairs import Way
 from ..models.anatomy import part
+from ..models.backends import require
 from ..models.batching import adaptive, length_buckets
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
@@ -163,6 +164,7 @@ def interference(
     precision, where a small step is lost in rounding, for `gain` not above 0 and fewer than two
     facts; `UnsupportedSiteError` for `stepped="down"` where experts are fused.
     """
+    require(model, "gradients", "interference by gradient steps")
     facts = prompts.rows(way)[wording]
     _check(model, len(facts), sources, targets, gain, stepped)
     drawn = np.random.default_rng(seed).permutation(len(facts))[:targets].tolist()

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..models.anatomy import part
+from ..models.backends import require
 from ..models.batching import adaptive
 from ..models.edits import Edit
 from ..models.errors import MnemoscopeError
@@ -107,6 +108,7 @@ def attribute(
     Raises `UnsupportedSiteError` for a site without units, `MnemoscopeError` for fewer than two
     facts, means of another shape, and a site that is not one of `SITES`.
     """
+    require(model, "gradients", "gradient attribution")
     plan = asked if isinstance(asked, MarginRows) else margin_rows(model, asked)
     task = _task(model, plan, means, site, layers)
     n_facts = len(plan.slots)

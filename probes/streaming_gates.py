@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..data.facts.passkeys import PasskeySample
 from ..models.attention import AttentionCall
+from ..models.backends import require
 from ..models.errors import MnemoscopeError, PromptError
 from ..models.hooked import HookedModel
 from ..results.provenance import Provenance, collect_provenance, sha256_of_json
@@ -330,6 +331,7 @@ def _key(number: int, step: int) -> str:
 
 def check_training(model: HookedModel, sources: Sequence[Samples], settings: GateSettings) -> None:
     """Raises what `train_gates` raises before anything runs."""
+    require(model, "gradients", "training of gates")
     settings.check()
     check_interface(model)
     if not sources:

@@ -1,20 +1,25 @@
 """What the operations give on a tiny model over two pretended devices, beside one in host memory.
 
-Run as a script with names of families; prints one JSON object: family, operation, largest
-difference or the error. Nothing with gradients: torch's engine knows one device of such a back end.
+Run as a script with names of families; prints one JSON object, see `told_of`: where the weights
+came to lie, and for each operation the largest difference or the error. Nothing with gradients:
+torch's engine knows one device of such a back end.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from accelerate import dispatch_model
-from families import FAMILIES, ids, tiny
+from families import ids
 from mnemoscope.interventions.end_total_effect import end_total_effects
 from mnemoscope.interventions.neuron_ablation import neuron_edits, write_norms
 from mnemoscope.interventions.path_patching import (
@@ -23,42 +28,75 @@ from mnemoscope.interventions.path_patching import (
     end_states,
     frozen_mlp_effects,
 )
-from mnemoscope.models import HeadId, HookedModel, NeuronId, Site, TokenSpan, wrap, zero
-from mnemoscope.models.anatomy import ARCHITECTURES
-from pretend_devices import NAME, install
+from mnemoscope.models import HeadId, HookedModel, NeuronId, Site, TokenSpan, load_model, zero
+from placed import saved
+from pretend_devices import Pretend, install
 from torch import Tensor
 
 ROWS = ids(2, 9).tolist()
 ROWS[1] = ROWS[1][:5]
 IDS = torch.tensor([[4, 9], [8, 5]])
+BLOCK = re.compile(r"\.(?:h|layers)\.(\d+)\.")  # in the name of a weight
 
 
-def spread(family: str) -> HookedModel:
-    """A tiny model with its first block and embeddings on one device and the rest on the other."""
-    module = tiny(family, dtype=torch.float32)
-    module.config._attn_implementation = "eager"
-    blocks = ARCHITECTURES[FAMILIES[family].model_type].blocks
-    parts = {name for name, _ in module.named_modules()}
-    leaves = {name for name in parts if not any(p.startswith(f"{name}.") for p in parts) and name}
-    where = {
-        name: f"{NAME}:{int(_late(name, module.config.tie_word_embeddings))}" for name in leaves
-    }
-    where = {n: at for n, at in where.items() if not n.startswith(f"{blocks}.")}
-    where |= {f"{blocks}.{i}": f"{NAME}:{int(i > 0)}" for i in range(3)}
-    placed = dispatch_model(module, where, main_device=f"{NAME}:0")
-    return wrap(placed, name=family)
+@contextmanager
+def machine(free: dict[int | str, int]) -> Iterator[None]:
+    """Inside, the two devices count as CUDA devices with these free bytes."""
+    with (
+        patch.object(torch.cuda, "is_available", lambda: True),
+        patch.object(torch.cuda, "device_count", lambda: 2),
+        patch("mnemoscope.models.placement.get_max_memory", lambda: dict(free)),
+    ):
+        yield
 
 
-def _late(name: str, tied: bool) -> bool:
-    """What lies behind the blocks; an unembedding that is the embedding stays beside it."""
-    head = any(word in name for word in ("lm_head", "embed_out"))
-    return (head and not tied) or any(word in name for word in ("ln_f", "norm", "final"))
+def whole(folder: Path) -> HookedModel:
+    return _eager(load_model(folder, device="cpu", dtype="float32"))
 
 
-def whole(family: str) -> HookedModel:
-    module = tiny(family, dtype=torch.float32)
-    module.config._attn_implementation = "eager"
-    return wrap(module, name=family)
+def spread(folder: Path, size: int, block: int) -> HookedModel:
+    """As a person asks for it: the first device has room for the embeddings and one block.
+
+    Accelerate keeps room on the first device for one layer more, so that is all but half a block.
+    """
+    with machine({}):
+        return _eager(load_model(folder, max_memory={0: size - block // 2, 1: 2 * size}))
+
+
+def unasked(folder: Path, size: int) -> HookedModel:
+    """No limits, on a machine each of whose devices has room for the whole model."""
+    with machine(dict.fromkeys((0, 1, "cpu"), 3 * size)):
+        return load_model(folder)
+
+
+def _eager(model: HookedModel) -> HookedModel:
+    """The same attention on every device: SDPA's fast kernel is the host's alone."""
+    model.module.config._attn_implementation = "eager"
+    return model
+
+
+def sizes(model: HookedModel) -> tuple[int, int]:
+    """Bytes of the model's weights and of one block's."""
+    weights = list(model.module.named_parameters())
+    first = [weight for name, weight in weights if _block_of(name) == 0]
+    return _bytes(weight for _, weight in weights), _bytes(first)
+
+
+def places(model: HookedModel) -> dict[str, list[str]]:
+    """Devices of the weights of each block, and of those outside blocks."""
+    found: dict[str, set[str]] = {}
+    for name, weight in model.module.named_parameters():
+        found.setdefault(str(_block_of(name)), set()).add(str(weight.device))
+    return {block: sorted(at) for block, at in found.items()}
+
+
+def _block_of(name: str) -> int | None:
+    found = BLOCK.search(name)
+    return int(found[1]) if found else None
+
+
+def _bytes(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def captured(model: HookedModel) -> Any:
@@ -120,20 +158,26 @@ OPERATIONS: tuple[Callable[[HookedModel], Any], ...] = (
 
 def main(families: list[str]) -> None:
     install()
-    told: dict[str, dict[str, float | str]] = {}
-    for family in families:
-        told[family] = {}
-        try:
-            pair = whole(family), spread(family)
-        except Exception as error:
-            told[family]["load"] = _short(error)
-            continue
-        for operation in OPERATIONS:
-            try:
-                told[family][operation.__name__] = _gap(*map(operation, pair))
-            except Exception as error:
-                told[family][operation.__name__] = _short(error)
+    Pretend.data_ptr = lambda self: self.raw.data_ptr()  # accelerate knows tied weights by it
+    told = {}
+    with TemporaryDirectory() as folder:
+        for family in families:
+            told[family] = told_of(saved(Path(folder) / family, family))
     sys.stdout.write(json.dumps(told) + "\n")
+
+
+def told_of(folder: Path) -> dict[str, Any]:
+    """Where the weights are, "unasked" and "spread", and the "gaps" between the operations."""
+    resident = whole(folder)
+    size, block = sizes(resident)
+    placed = spread(folder, size, block)
+    gaps: dict[str, float | str] = {}
+    for operation in OPERATIONS:
+        try:
+            gaps[operation.__name__] = _gap(operation(resident), operation(placed))
+        except Exception as error:
+            gaps[operation.__name__] = _short(error)
+    return {"unasked": places(unasked(folder, size)), "spread": places(placed), "gaps": gaps}
 
 
 def _gap(want: Any, got: Any) -> float:

@@ -38,6 +38,14 @@ def test_an_unknown_back_end_or_address_is_refused(asked: list[str], command: An
     assert "is no address" in " ".join(done.err.split())
 
 
+@pytest.mark.parametrize("asked", COMMANDS, ids=lambda words: words[0])
+def test_a_data_type_cannot_be_chosen_for_a_server(asked: list[str], command: Any) -> None:
+    server = ("--remote", "http://127.0.0.1:9")  # nobody is there, and nobody is asked
+    done = command(*asked, "engram", *server, "--dtype", "float16", "--device", "cpu")
+    assert done.code == 1
+    assert "device and dtype cannot be chosen" in " ".join(done.err.split())
+
+
 def test_heads_score_gives_the_same_table(
     command: Any, world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

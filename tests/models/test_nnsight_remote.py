@@ -1,12 +1,15 @@
 """Passes that a server runs give the numbers of this process: nnsight's rehearsal of a remote run,
 and a server in a process of its own that has none of this package and speaks NDIF's protocol."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from families import ids, tiny
+from mnemoscope.data.facts.haystacks import Span
+from mnemoscope.data.facts.passkeys import PasskeySample
 from mnemoscope.models import HeadId, HookedModel, NeuronId, Site, TokenSpan, load_model
 from mnemoscope.models.attention_edits import knock_out, mean_query, uniform
 from mnemoscope.models.backends import require
@@ -17,6 +20,12 @@ from mnemoscope.models.errors import (
     RemoteRunError,
     UnsupportedModelError,
 )
+from mnemoscope.probes.asked_facts import Asked
+from mnemoscope.probes.gradient_crosstalk import gradient_crosstalk
+from mnemoscope.probes.interference import interference
+from mnemoscope.probes.neuron_attribution import attribute
+from mnemoscope.probes.streaming_gates import GateSettings, train_gates
+from role_rows import prompts_of, some_facts
 from served_model import KEY, serving
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -26,12 +35,15 @@ pytest.importorskip("nnsight")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny Llama with a tokenizer of words."""
+    """A tiny Llama with a tokenizer of words. Its config.json says bfloat16; its weights, and the
+    server, are float32."""
     place = tmp_path_factory.mktemp("served") / "tiny"
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tiny("llama", dtype=torch.float32).save_pretrained(place)
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2").save_pretrained(place)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
     return place
 
 
@@ -45,14 +57,14 @@ def url(folder) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def here(folder) -> HookedModel:
     """The model in this process, by hooks."""
-    return load_model(folder, dtype="auto", backend="local")
+    return load_model(folder, dtype="float32", backend="local")
 
 
 @pytest.fixture(scope="module", params=["local", "server"])
 def there(request, folder):
     """The same model behind a rehearsed, or a real, remote run."""
     if request.param == "local":
-        yield load_model(folder, remote="local")
+        yield load_model(folder, dtype="float32", remote="local")
         return
     from nnsight import CONFIG
 
@@ -138,6 +150,97 @@ def test_a_prompt_is_run_again_for_what_stands_behind_it(here, there):
 def test_generation_and_text(here, there):
     assert there.generate(prompts(there), 3) == here.generate(prompts(here), 3)
     assert there.continuations(["w5 w6"], 2) == here.continuations(["w5 w6"], 2)
+
+
+def test_the_way_to_ndif_gives_the_same(here, folder, url, monkeypatch, caplog):
+    """`remote="ndif"` goes to nnsight's configured host, which is the test's server here."""
+    from nnsight import CONFIG
+
+    monkeypatch.setattr(CONFIG.API, "HOST", url)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
+    monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
+    monkeypatch.setenv("MNEMOSCOPE_REMOTE", "ndif")  # as the command's --remote leaves it
+    monkeypatch.setenv("MNEMOSCOPE_MAX_MEMORY", "cpu=1GiB")  # of this machine: no matter there
+    there = load_model(folder)
+    assert there.remote is True
+    assert there.identity["device"] == "nnsight (NDIF)"
+    assert there.identity["weights_sha256"].startswith("not read: NDIF: ")
+    assert "changed, start runs over (--force)" in caplog.text
+    results = []
+    for model in (here, there):
+        seen = model.capture(prompts(model), (Site.Z, Site.NEURON, Site.ROT_Q), at="end")
+        with model.intervene([zero([HeadId(0, 1)]), uniform([HeadId(2, 0)])]) as installed:
+            edited = model.logits(prompts(model), at="end")
+        rows = model.rows(prompts(model))
+        fired = [one.fired for one in installed]
+        results.append((seen, edited, rows, fired, model.generate(prompts(model), 2)))
+    (want, want_edited, want_rows, *rest), (got, got_edited, got_rows, *others) = results
+    assert all(same(got.values[key], want.values[key]) for key in want.values)
+    assert same(got.logits, want.logits)
+    assert same(got_edited, want_edited)
+    assert same(got_rows, want_rows)
+    assert others == rest
+
+
+def test_the_data_type_is_the_one_that_computes(there):
+    assert there.dtype == torch.float32
+    assert there.identity["dtype"] == "torch.float32"
+    if there.remote != "local":
+        embeddings = there.structure.get_input_embeddings()
+        assert embeddings.weight.dtype == torch.bfloat16, "what config.json says"
+        assert there.identity["attention"] == "not read"
+
+
+@pytest.mark.parametrize(
+    ("choice", "named"),
+    [
+        ({"dtype": "float32"}, "dtype"),
+        ({"device": "cpu", "dtype": "bfloat16"}, "device and dtype"),
+        ({"max_memory": {"cpu": "1GiB"}, "offload_folder": "."}, "max_memory and offload_folder"),
+    ],
+)
+def test_what_a_server_has_decided_cannot_be_chosen(choice, named):
+    refused = f"^{named} cannot be chosen .* leave {named} out"
+    with pytest.raises(MnemoscopeError, match=refused):  # before the model is looked for
+        load_model("no/such-model", remote="http://127.0.0.1:9", **choice)
+
+
+class OneSample:
+    """A source of gate samples, always the same one."""
+
+    longest, sha256 = 24, "one"
+
+    def sample(self, _: int) -> PasskeySample:
+        return PasskeySample(
+            tuple(ids(1, 24)[0].tolist()), 16, (Span(3, 6),), (Span(19, 24),), (0.1,)
+        )
+
+
+def attributed(model: HookedModel) -> object:
+    asked = [Asked(f"w5 w{i} w7", ("w8",), ("w9", "w10"), f"s{i}", "r") for i in (11, 12)]
+    return attribute(model, asked, torch.zeros(3, 48))
+
+
+def trained(model: HookedModel) -> object:
+    return train_gates(model, [OneSample()], GateSettings(sink=1, recent=4, steps=1))
+
+
+@pytest.mark.parametrize(
+    ("probe", "purpose"),
+    [
+        (attributed, "gradient attribution"),
+        (lambda model: gradient_crosstalk(model, prompts_of(some_facts())), "cross-talk"),
+        (lambda model: interference(model, prompts_of(some_facts()), sources=1), "interference"),
+        (trained, "training of gates"),
+    ],
+    ids=["attribution", "crosstalk", "interference", "gates"],
+)
+def test_a_probe_that_needs_gradients_says_so(
+    probe: Callable[[HookedModel], object], purpose: str, here, there
+):
+    assert probe(here) is not None
+    with pytest.raises(UnsupportedModelError, match=rf"^{purpose}.* needs gradients, .*'local'\.$"):
+        probe(there)
 
 
 def test_what_stays_behind_is_said(there, here):

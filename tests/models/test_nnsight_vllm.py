@@ -4,6 +4,11 @@ The live test wants a GPU and vLLM; nobody has run it here.
 """
 
 import importlib.util
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +28,7 @@ from families import tiny
 from mnemoscope.models import nnsight_vllm
 from mnemoscope.models.nnsight_model import AbsentModule
 from mnemoscope.models.nnsight_pass import Pass, run_request
-from mnemoscope.models.nnsight_vllm import ServedModel, vllm_model
+from mnemoscope.models.nnsight_vllm import ServedModel, first_block, vllm_model
 
 
 class Paired(nn.Module):
@@ -75,10 +80,59 @@ class Flat(nn.Module):
         x = self.own.model.embed_tokens(ids)
         turn = self.own.model.rotary_emb(x[None], torch.arange(len(ids))[None])
         for layer in self.model.layers:
-            z = head_outputs(layer.own.self_attn, layer.own.input_layernorm(x), turn)
-            x = x + layer.self_attn.o_proj(z)[0]
-            x = x + layer.mlp(layer.own.post_attention_layernorm(x))
+            x = x + self.attended(layer, layer.own.input_layernorm(x), turn)
+            x = x + self.thought(layer, layer.own.post_attention_layernorm(x))
         return self.own.lm_head(self.own.model.norm(x[-1:]))
+
+    def attended(self, layer: nn.Module, x: torch.Tensor, turn: object) -> torch.Tensor:
+        return layer.self_attn.o_proj(head_outputs(layer.own.self_attn, x, turn))[0]
+
+    def thought(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return layer.mlp(x)
+
+
+class OtherHeads(Flat):
+    """The same logits, but the projection reads the heads in another order."""
+
+    def attended(self, layer: nn.Module, x: torch.Tensor, turn: object) -> torch.Tensor:
+        z = head_outputs(layer.own.self_attn, x, turn)
+        width = z.shape[1] // 4
+        linear = deepcopy(layer.own.self_attn.o_proj)
+        linear.weight.data = linear.weight.data.roll(width, 1)
+        layer.self_attn.o_proj.linear = linear
+        return layer.self_attn.o_proj(z.roll(width, 1))[0]
+
+
+class HeadsInParts(Flat):
+    """The same logits, but each of two projections reads half of the heads."""
+
+    def attended(self, layer: nn.Module, x: torch.Tensor, turn: object) -> torch.Tensor:
+        z = head_outputs(layer.own.self_attn, x, turn)
+        first, second = z.chunk(2, 1)
+        weight = layer.own.self_attn.o_proj.weight
+        half = nn.Linear(first.shape[1], len(weight), bias=False, dtype=z.dtype)
+        half.weight.data = weight.data[:, : first.shape[1]]
+        layer.self_attn.o_proj.linear = half
+        return layer.self_attn.o_proj(first)[0] + second @ weight.data[:, first.shape[1] :].T
+
+
+class LaterScale(Flat):
+    """The same logits, but what the MLP gives out is scaled only after it."""
+
+    def thought(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        linear = deepcopy(layer.own.mlp.down_proj)
+        linear.weight.data /= 3
+        layer.mlp.down_proj.linear = linear
+        return 3 * layer.mlp(x)
+
+
+class Aside(Flat):
+    """The same logits and modules, but what the modules give out is not what is used."""
+
+    def attended(self, layer: nn.Module, x: torch.Tensor, turn: object) -> torch.Tensor:
+        z = head_outputs(layer.own.self_attn, x, turn)
+        layer.self_attn.o_proj(z)
+        return layer.own.self_attn.o_proj(z)
 
 
 def head_outputs(attn: nn.Module, x: torch.Tensor, turn: object) -> torch.Tensor:
@@ -90,11 +144,9 @@ def head_outputs(attn: nn.Module, x: torch.Tensor, turn: object) -> torch.Tensor
     return seen[0]
 
 
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> ServedModel:
-    """The adapter over a stand-in for the engine."""
-    module = tiny("llama")
-    flat = nnsight.NNsight(Flat(module))
+def engine_of(kind: type[Flat], monkeypatch: pytest.MonkeyPatch) -> object:
+    """A stand-in for the engine; from now on requests go to it."""
+    flat = nnsight.NNsight(kind(tiny("llama")))
 
     class Engine:
         """`trace` and the envoys of an engine; its logits are the stand-in's output."""
@@ -114,11 +166,33 @@ def served(monkeypatch: pytest.MonkeyPatch) -> ServedModel:
             return found  # noqa: RET504
 
     monkeypatch.setattr(nnsight_vllm, "request_of", request)
+    return Engine()
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> ServedModel:
+    """The adapter over a stand-in for the engine."""
+    engine = engine_of(Flat, monkeypatch)
     anatomy = wrap(tiny("llama")).anatomy
     absent = AbsentModule("tiny", "a vLLM engine")
     return ServedModel(
-        absent, None, anatomy, "tiny", engine=Engine(), structure=module, remote="vllm"
+        absent, None, anatomy, "tiny", engine=engine, structure=tiny("llama"), remote="vllm"
     )
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ServedModel]:
+    """`vllm_model` for a checkpoint that engines of the given kind serve."""
+    tiny("llama", dtype=torch.bfloat16).save_pretrained(tmp_path)
+    monkeypatch.setattr(nnsight_vllm, "find_spec", lambda _: True)
+
+    def start(kind: type[Flat], **options: bool) -> ServedModel:
+        engine = engine_of(kind, monkeypatch)
+        served = SimpleNamespace(VLLM=lambda *_, **__: engine)
+        monkeypatch.setitem(sys.modules, "nnsight.modeling.vllm", served)
+        return vllm_model(str(tmp_path), None, **options)  # type: ignore[arg-type]
+
+    return start
 
 
 def prompt() -> TokenBatch:
@@ -144,6 +218,45 @@ def test_captures_and_edits_are_those_of_the_module(served: ServedModel) -> None
     assert torch.allclose(got_logits, want_logits, rtol=0, atol=1e-12)
     assert not torch.allclose(want_logits, want.logits)
     assert [one.fired for one in there] == [one.fired for one in here]
+
+
+def test_an_engine_is_compared_with_the_checkpoint_before_it_is_given_out(
+    started: Callable[..., ServedModel],
+) -> None:
+    model = started(Flat)
+    assert model.identity["dtype"] == "torch.float64", "the engine's, not bfloat16 of the files"
+    assert model.logits(prompt(), at="end").shape == (1, 1, 61)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (OtherHeads, "z of layer 0 has other values"),
+        (HeadsInParts, r"z of layer 0 is \[4, 4\], not \[4, 8\]"),
+        (LaterScale, "mlp_out of layer 0 has other values"),
+        (Aside, "edit of z of layer 0 does not reach the logits"),
+    ],
+)
+def test_a_module_that_means_something_else_is_refused(
+    kind: type[Flat], said: str, started: Callable[..., ServedModel], served: ServedModel
+) -> None:
+    same = served.logits(prompt(), at="end")
+    untested = started(kind, self_test=False)
+    assert torch.allclose(untested.logits(prompt(), at="end"), same, rtol=0, atol=1e-12)
+    with pytest.raises(UnsupportedModelError, match=said):
+        started(kind)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "opt-post-ln", "mixtral"])
+def test_the_first_block_is_the_checkpoints(family: str, tmp_path: Path) -> None:
+    module = tiny(family, dtype=torch.float32)
+    module.save_pretrained(tmp_path)
+    whole, first = wrap(module), first_block(str(tmp_path))
+    sites = [site for site in nnsight_vllm.SITES if site is not Site.NEURON or whole.anatomy.d_mlp]
+    want = whole.capture(prompt(), sites, layers=[0], at="end")
+    got = first.capture(prompt(), sites, at="end")
+    assert got.values.keys() == want.values.keys()
+    assert all(torch.equal(got.values[key], want.values[key]) for key in want.values)
 
 
 def test_what_vllm_does_not_show_is_refused(served: ServedModel) -> None:

@@ -29,6 +29,7 @@ from mnemoscope.models.errors import PlacementError
 from mnemoscope.models.load import _quantised, _refuse_placement
 from mnemoscope.models.memory_limits import MAX_MEMORY, parse_memory
 from mnemoscope.models.placement import (
+    Placement,
     devices,
     execution_device,
     is_offloaded,
@@ -37,8 +38,11 @@ from mnemoscope.models.placement import (
     placement,
 )
 from placed import both, counted_reads, saved
+from transformers import AutoModelForCausalLM
+from transformers.integrations.accelerate import _get_device_map
 
 OF_ALL_KINDS = ("gpt2", "gptj", "neox", "opt", "llama", "gemma2", "mixtral")
+GIB = 2**30
 ROWS = ids(2, 9).tolist()
 ROWS[1] = ROWS[1][:5]
 
@@ -232,3 +236,146 @@ def test_limits_are_read_as_people_write_them() -> None:
     asked = placement("auto", {"cpu": "2KB"}, "~/offloaded")
     assert (asked.max_memory, asked.on_cpu, asked.limited) == ({"cpu": 2000}, True, True)
     assert asked.offload_folder == str(Path("~/offloaded").expanduser())
+
+
+# -- several CUDA devices, as far as they can be thought of on a CPU ------------------------------
+
+
+@pytest.fixture
+def cuda(monkeypatch: Any) -> Callable[[dict[int | str, int]], None]:
+    """Takes the free bytes of the CUDA devices and the host that a machine is to have."""
+
+    def has(free: dict[int | str, int]) -> None:
+        count = sum(isinstance(key, int) for key in free)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr("mnemoscope.models.placement.get_max_memory", lambda: dict(free))
+
+    return has
+
+
+def mapped(module: Any, where: Placement) -> dict[str, int | str]:
+    """The device of every weight, as transformers works it out when it loads."""
+    parts = _get_device_map(module, where.device_map, where.max_memory, None)
+
+    def at(name: str) -> int | str:
+        above = [part for part in parts if not part or f"{name}.".startswith(f"{part}.")]
+        return parts[max(above, key=len)]
+
+    return {name: at(name) for name, _ in module.named_parameters()}
+
+
+def sizes(module: Any) -> tuple[int, int]:
+    """Bytes of all weights, and of those of the first block."""
+    weights = {name: p.numel() * p.element_size() for name, p in module.named_parameters()}
+    return sum(weights.values()), sum(n for name, n in weights.items() if block_of(name) == 0)
+
+
+def block_of(name: str) -> int | None:
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
+@pytest.mark.parametrize("family", OF_ALL_KINDS)
+def test_a_model_that_fits_the_first_of_eight_devices_goes_there_alone(
+    family: str, cuda: Any
+) -> None:
+    cuda({**dict.fromkeys(range(8), 80 * GIB), "cpu": 500 * GIB})
+    where = placement("auto")
+    assert set(mapped(tiny(family), where).values()) == {0}
+    assert (where.on_cpu, where.limited) == (False, False)
+
+
+def test_nine_tenths_of_what_is_free_are_for_weights(cuda: Any, monkeypatch: Any) -> None:
+    cuda({0: 50 * GIB, 1: 80 * GIB, "cpu": 500 * GIB})
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: (40 - 30 * device) * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10 * GIB)
+    limits = placement("auto").max_memory
+    assert limits == {0: 72 * GIB, 1: 72 * GIB, "cpu": 450 * GIB}  # 0: 30 GiB held, but unused
+
+
+def test_host_memory_that_is_the_devices_own_is_not_counted_twice(cuda: Any) -> None:
+    cuda({0: 100 * GIB})
+    assert placement("auto").max_memory == {0: 90 * GIB}
+
+
+@pytest.mark.parametrize("family", OF_ALL_KINDS)
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_larger_model_fills_the_devices_in_their_order_by_whole_blocks(
+    family: str, asked: bool, cuda: Any
+) -> None:
+    module = tiny(family)
+    size, block = sizes(module)
+    # The first device keeps room for one layer more: one block there, two behind, one device over.
+    room = {0: size - block // 2, 1: 3 * size, 2: GIB, "cpu": GIB}
+    cuda(room if asked else {at: int(free / 0.9) + 1 for at, free in room.items()})
+    found = mapped(module, placement("auto", room if asked else None))
+    blocks = [{at for name, at in found.items() if block_of(name) == i} for i in range(3)]
+    assert blocks == [{0}, {1}, {1}]
+    assert set(found.values()) == {0, 1}
+
+
+def test_what_no_device_has_room_for_goes_to_host_memory_then_to_disk(cuda: Any) -> None:
+    module = tiny("llama")
+    size, block = sizes(module)
+    cuda({0: GIB, 1: GIB, "cpu": GIB})
+    found = mapped(module, placement("auto", {0: size - block // 2, "cpu": 2 * block}))
+    assert [found[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)] == [0, "cpu", "disk"]
+
+
+def test_the_loader_is_told_of_the_order_and_the_limits(
+    llama: Path, cuda: Any, monkeypatch: Any
+) -> None:
+    told: dict[str, Any] = {}
+
+    def load(place: Path, **how: Any) -> Any:
+        told.update(how)
+        raise ValueError("told")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    cuda({0: GIB, 1: GIB, "cpu": GIB})
+    with pytest.raises(MnemoscopeError, match="told"):
+        load_model(llama, max_memory={1: "20KB", "cpu": "1MB"})
+    assert (told["device_map"], told["max_memory"]) == ("sequential", {1: 20_000, "cpu": 10**6})
+    assert told["dtype"] == "auto"  # as on an accelerator
+    with pytest.raises(MnemoscopeError, match="told"):
+        load_model(llama, device="cuda:1")
+    assert (told["device_map"], told["max_memory"]) == ({"": "cuda:1"}, None)
+
+
+# -- nnsight ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_nnsight_pass_reads_each_offloaded_weight_once(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("nnsight")
+    from mnemoscope.models.nnsight_model import traced
+
+    resident, spread = both(saved(tmp_path / family, family))
+    model = traced(spread)
+    offloaded = {name for name, p in spread.module.named_parameters() if p.device.type == "meta"}
+    sites = (Site.RESID_PRE, Site.Z, Site.NEURON, Site.RESID_POST)
+    with resident.intervene([zero([HeadId(0, 1)])]), model.intervene([zero([HeadId(0, 1)])]):
+        want = resident.capture(resident.batch(ROWS), sites)
+        with counted_reads() as reads:
+            got = model.capture(model.batch(ROWS), sites)
+    assert torch.equal(got.logits, want.logits)
+    assert all(torch.equal(got.stack(site), want.stack(site)) for site in sites)
+    assert offloaded
+    assert offloaded <= set(reads)
+    assert set(reads.values()) == {1}
+    assert torch.equal(
+        model.rows(model.batch(ROWS), "end"), resident.rows(resident.batch(ROWS), "end")
+    )
+    assert all(
+        p.device.type == "meta" for n, p in spread.module.named_parameters() if n in offloaded
+    )
+
+
+def test_nnsight_refuses_a_model_whose_embeddings_are_on_disk(tmp_path: Path) -> None:
+    pytest.importorskip("nnsight")
+    from mnemoscope.models.nnsight_model import traced
+
+    where = saved(tmp_path / "llama", "llama")
+    model = load_model(where, device="auto", max_memory={"cpu": 1})
+    with pytest.raises(PlacementError, match="room for the embeddings"):
+        traced(model)
