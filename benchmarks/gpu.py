@@ -8,9 +8,10 @@ One command measures everything on the models' shapes with random weights (which
     python benchmarks/gpu.py --toy          # seconds on any machine; checks the counts
 
 A part on one shape is a unit: it is written to `--out` when it is done, and not measured again when
-the command is run again (`--force` does). Once all are there the command only prints the tables;
-`--write` puts them into `RESULTS.md`. Needs the library and its core dependencies, no checkpoint,
-no network; scikit-learn, where it is installed, is the naive ranking.
+the command is run again (`--force` does), unless the device or the version of a library is another
+by then. Once all are there the command only prints the tables, also where there is no device for
+them; `--write` puts them into `RESULTS.md`. Needs the library and its core dependencies, no
+checkpoint, no network; scikit-learn, where it is installed, is the naive ranking.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import gpu_rows
 import torch
 from costs import LLAMA2_7B, LLAMA3_8B, SMOLLM2, Shape
 from gpu_ap import NeuronSetting
-from gpu_device import device_words, measured_peaks
+from gpu_device import device_words, measured_peaks, place_of
 from gpu_figures import Bench, Measure, Unit, figures_table, free, keep, kept, miscounted
 from gpu_gates import GateBenchSetting
 from gpu_model import random_model
@@ -178,13 +179,12 @@ def read_arguments() -> Asked:
 
 
 def measured(asked: Asked) -> list[Unit]:
-    """All units asked for, those that are there already read back."""
+    """All units asked for, those that were measured here already read back."""
     found = []
     for shape in asked.sizes.shapes:
         waiting = []
         for part in asked.parts:
-            path, setting = path_of(asked, part, shape), setting_of(asked, part)
-            unit = None if asked.force else kept(path, setting)
+            unit = None if asked.force else _kept_here(asked, part, shape)
             if unit is None:
                 waiting.append(part)
             else:
@@ -194,9 +194,25 @@ def measured(asked: Asked) -> list[Unit]:
     return sorted(found, key=lambda unit: order.index((unit.part, unit.shape)))
 
 
+def _kept_here(asked: Asked, part: str, shape: Shape) -> Unit | None:
+    """A unit of this setting, unless it has to be measured again for its device or libraries; it is
+    taken as it is where it could not be."""
+    unit = kept(path_of(asked, part, shape), setting_of(asked, part))
+    device = device_of(asked)
+    if unit is None or device is None:
+        return unit
+    stale = unit.stale(place_of(device))
+    if not stale:
+        return unit
+    print(f"{part} on {shape.name} is measured again: {stale}.", file=sys.stderr, flush=True)
+    return None
+
+
 def _measured_on(asked: Asked, shape: Shape, parts: list[str]) -> list[Unit]:
     sizes = asked.sizes
     device = device_of(asked)
+    if device is None:
+        sys.exit("There is no CUDA device here: use --small or --toy on a CPU.")
     dtype = getattr(torch, sizes.dtype)
     model = random_model(shape, device, dtype, sizes.context)
     bench = Bench(model, device, sizes.rounds, sizes.count)
@@ -205,20 +221,18 @@ def _measured_on(asked: Asked, shape: Shape, parts: list[str]) -> list[Unit]:
         print(f"{part} on {shape.name} ...", file=sys.stderr, flush=True)
         peaks = measured_peaks(device, dtype, sizes.peak_size)
         figures = PARTS[part](bench, shape, sizes.parts[part])
-        words = device_words(device)
-        units.append(Unit(part, shape.name, setting_of(asked, part), words, peaks, figures))
+        where = place_of(device), device_words(device)
+        units.append(Unit(part, shape.name, setting_of(asked, part), *where, peaks, figures))
         keep(path_of(asked, part, shape), units[-1])
         free(device)
     return units
 
 
-def device_of(asked: Asked) -> str:
-    """CUDA where there is one; the full sizes want it."""
+def device_of(asked: Asked) -> str | None:
+    """CUDA where there is one; the full sizes cannot be measured without it (None)."""
     if torch.cuda.is_available():
         return "cuda"
-    if asked.preset == "full":
-        sys.exit("There is no CUDA device here: use --small or --toy on a CPU.")
-    return "cpu"
+    return None if asked.preset == "full" else "cpu"
 
 
 def setting_of(asked: Asked, part: str) -> dict[str, Any]:

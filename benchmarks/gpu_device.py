@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
+import mnemoscope
 import torch
+import transformers
 from measuring import (
     highest_resident,
     interleaved,
@@ -86,6 +88,22 @@ def device_words(device: str) -> str:
     """The device, and the line of `machine`."""
     if device != "cuda":
         return machine()
+    return f"{device_name(device)}, CUDA {torch.version.cuda}; {machine()}"
+
+
+def device_name(device: str) -> str:
+    """A GPU with its memory, or the processor."""
+    if device != "cuda":
+        return machine().partition(", ")[0]
     found = torch.cuda.get_device_properties(0)
-    memory = f"{found.total_memory / 2**30:.0f} GiB"
-    return f"{found.name} ({memory}), CUDA {torch.version.cuda}; {machine()}"
+    return f"{found.name} ({found.total_memory / 2**30:.0f} GiB)"
+
+
+def place_of(device: str) -> dict[str, str]:
+    """What figures hang on beside their setting: the device, and the versions of the libraries."""
+    return {
+        "device": device_name(device),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "mnemoscope": mnemoscope.__version__,
+    }

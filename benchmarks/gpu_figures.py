@@ -99,13 +99,23 @@ class Unit:
     part: str
     shape: str
     setting: Mapping[str, Any]
+    place: Mapping[str, str]
+    """`gpu_device.place_of` where it was measured; empty in a file that does not tell."""
     device: str
     peaks: Peaks
     figures: tuple[Figure, ...]
 
+    def stale(self, here: Mapping[str, str]) -> str:
+        """What was another there than it is here, in words; nothing where all is alike."""
+        return ", ".join(
+            f"{name} {self.place.get(name, 'unknown')} (here {value})"
+            for name, value in here.items()
+            if self.place.get(name) != value
+        )
+
 
 def kept(path: Path, setting: Mapping[str, Any]) -> Unit | None:
-    """A unit that was measured under this setting, if there is one."""
+    """A unit that was measured under this setting, if there is one; `Unit.stale` says where."""
     if not path.exists():
         return None
     told = json.loads(path.read_text())
@@ -115,7 +125,7 @@ def kept(path: Path, setting: Mapping[str, Any]) -> Unit | None:
         Figure(**{key: tuple(v) if isinstance(v, list) else v for key, v in figure.items()})
         for figure in told["figures"]
     )
-    return Unit(**{**told, "peaks": Peaks(**told["peaks"]), "figures": figures})
+    return Unit(**{"place": {}, **told, "peaks": Peaks(**told["peaks"]), "figures": figures})
 
 
 def keep(path: Path, unit: Unit) -> None:

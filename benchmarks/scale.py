@@ -24,8 +24,19 @@ from costs import (
     total_end_flops,
 )
 from measuring import RESULTS, table, write_section
+from mnemoscope.probes.conflict_heads import Estimand
 from recorded import Row, recorded
-from scale_jobs import JOBS, LAPTOP, MACHINES, Corpus, Hardware, Job, prune_seconds
+from scale_jobs import (
+    JOBS,
+    LAPTOP,
+    MACHINES,
+    READS_AT_START,
+    Corpus,
+    Hardware,
+    Job,
+    prune_seconds,
+    scoring_flops,
+)
 
 GUIDE = Path(__file__).parents[1] / "docs" / "scale.md"
 BENCH_LLAMA = Shape("Llama (16 x 16, 4 kv, x 1024)", 16, 16, 4, 1024, 2816, 32000)
@@ -96,11 +107,15 @@ def job_table(job: Job) -> str:
     ]
     columns = ("model", "PFLOP", "naive / ours", "GB beside the weights")
     names = tuple(machine.name for machine in MACHINES)
-    return f"**{job.method}** ({job.what})\n\n{table((*columns, *names), rows)}"
+    reads = f"{READS_AT_START + job.reads:,} reads of all weights"
+    return f"**{job.method}** ({job.what}; {reads})\n\n{table((*columns, *names), rows)}"
 
 
 def _duration(job: Job, shape: Shape, machine: Hardware) -> str:
-    mark = "" if job.fits(shape, machine) else " (weights from disk)"
+    resident = job.fits(shape, machine)
+    if not (resident or job.streams):
+        return "does not fit"
+    mark = "" if resident else " (weights from disk)"
     return spoken(job.seconds(shape, machine)) + mark
 
 
@@ -205,14 +220,10 @@ def _path_patching(tables: list[list[Row]]) -> Iterator[Point]:
 def _head_scoring(tables: list[list[Row]]) -> Iterator[Point]:
     for row in tables[0] if tables else []:
         shape, tokens = SMOLLM2, int(row["T"])
-        plain = prefill_flops(shape, tokens)
-        sweeps = {
-            "direct": 2 * sweep_flops(shape) + 3 * plain,
-            "total_end": 2 * total_end_flops(shape, tokens) + 8 * plain,
-        }
-        what = f"heads score, SmolLM2, {row['estimand']}: plain passes"
-        measured = float(row["ours, passes"])
-        yield what, "head_scoring", sweeps[row["estimand"]] / plain, measured
+        estimand: Estimand = "direct" if row["estimand"] == "direct" else "total_end"
+        paper = scoring_flops(shape, estimand, 1, tokens) / prefill_flops(shape, tokens)
+        what = f"heads score, SmolLM2, {estimand}: plain passes"
+        yield what, "head_scoring", paper, float(row["ours, passes"])
 
 
 def _attention_rows(tables: list[list[Row]]) -> Iterator[Point]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 from costs import (
     Shape,
@@ -19,6 +21,12 @@ from costs import (
     total_end_flops,
     weight_bytes,
 )
+from mnemoscope.models import HookedModel
+from mnemoscope.probes.conflict_heads import ITEMS_PER_UNIT, Estimand
+from mnemoscope.probes.elicitation import NEW_TOKENS, conflict_items
+from mnemoscope.probes.relation_neurons import find_relation_neurons
+from mnemoscope.probes.retrieval_trials import measure_trials
+from mnemoscope.probes.role_report import RoleConfig
 
 
 @dataclass(frozen=True)
@@ -55,22 +63,29 @@ EIGHT = Hardware(
 MACHINES = (LAPTOP, H100, EIGHT)
 
 
+READS_AT_START = 2
+"""Of all weights, by every command: the self-test on loading, and the hash that names the run."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job: FLOPs of it and of the naive way, bytes beside the weights, reads of all weights, and
-    keys to sort, each of a shape."""
+    keys to sort, each of a shape. `streams`: whether it runs with weights that are not in memory.
+    """
 
     method: str
     what: str
     flops: Callable[[Shape], float]
     naive: Callable[[Shape], float] | None
     memory: Callable[[Shape], float]
-    reads: Callable[[Shape], float]
+    reads: int
+    """Beside those of `READS_AT_START`."""
     keys: Callable[[Shape], float] = lambda _: 0
+    streams: bool = True
 
     def seconds(self, shape: Shape, machine: Hardware) -> float:
         """FLOPs or bytes, whichever takes longer; weights that do not fit come from the disk."""
-        weights = self.reads(shape) * weight_bytes(shape, machine.itemsize)
+        weights = (READS_AT_START + self.reads) * weight_bytes(shape, machine.itemsize)
         resident = self.fits(shape, machine)
         moving = weights / (machine.bytes if resident else machine.disk)
         return max(self.flops(shape) / machine.flops, moving) + self.keys(shape) / machine.keys
@@ -80,16 +95,61 @@ class Job:
         return machine.itemsize * shape.weights <= 0.9 * machine.memory
 
 
+def _default(function: Callable[..., Any], name: str) -> int:
+    """What a function of the library takes where nothing else is asked for."""
+    return int(signature(function).parameters[name].default)
+
+
 ITEMS, ITEM_TOKENS = 200, 60
-PROMPTS, PROMPT_TOKENS, PROMPT_ROWS = 8192, 20, 256
-TRIALS, PER_HAYSTACK, SUFFIX, ANSWER = 160, 5, 60, 16
+CLOSED_BOOK_ROWS = _default(conflict_items, "rows")
+PROMPTS, PROMPT_TOKENS, PROMPT_ROWS = 8192, 20, _default(find_relation_neurons, "rows")
+TRIALS, PER_HAYSTACK, SUFFIX = 160, 5, 60
+ANSWER, CHUNK = _default(measure_trials, "max_new_tokens"), _default(HookedModel.prefill, "chunk")
 STEPS = 2000
 STEP_TOKENS = 16384
-PAIRS, WORDINGS, PAIR_TOKENS, PAIR_ROWS = 200, 4, 24, 64
+PAIRS, WORDINGS, ARMS, PAIR_TOKENS, PAIR_ROWS = 200, 4, 2, 24, RoleConfig().rows
 
 
-def _both_corruptions(sweep: Callable[[Shape], float]) -> Callable[[Shape], float]:
-    return lambda shape: 3 * prefill_flops(shape, ITEM_TOKENS, ITEMS) + 2 * sweep(shape)
+# -- heads ----------------------------------------------------------------------------------------
+
+CORRUPTIONS = 2
+GUARD_READS = 5
+"""`build_chain`."""
+RUNS = {"direct": 1 + CORRUPTIONS, "total_end": 1 + CORRUPTIONS * 4}
+"""Whole passes over the prompts of a unit: the run as it is and each corrupted one; for END total
+effects also, a corruption, the states and the cache once more and the check of a row."""
+HALF_GUARD_READS = 2
+HALF_UNIT_READS = {"direct": 0, "total_end": CORRUPTIONS}
+"""In half precision, where the guard or the check of a row asks how far rounding goes."""
+
+
+def scoring_flops(
+    shape: Shape, estimand: Estimand, items: int = ITEMS, tokens: int = ITEM_TOKENS
+) -> float:
+    """Of `heads score` without the closed-book answers: runs, and a sweep a corruption."""
+    swept = {
+        "direct": sweep_flops(shape, items),
+        "total_end": total_end_flops(shape, tokens, items),
+    }
+    return RUNS[estimand] * prefill_flops(shape, tokens, items) + CORRUPTIONS * swept[estimand]
+
+
+def scoring_reads(
+    estimand: Estimand, asked: int = ITEMS, items: int = ITEMS, *, half: bool = True
+) -> int:
+    """How often `heads score` reads the weights of a layer, `READS_AT_START` left out.
+
+    `asked` prompts are answered closed-book, `items` of them known and scored. An upper bound:
+    answers of a batch may all end early, and with `half` every comparison needs the yardstick of
+    half precision.
+    """
+    guard = GUARD_READS + half * HALF_GUARD_READS
+    answers = math.ceil(asked / CLOSED_BOOK_ROWS) * NEW_TOKENS
+    unit = RUNS[estimand] + CORRUPTIONS + half * HALF_UNIT_READS[estimand]
+    return guard + answers + math.ceil(items / ITEMS_PER_UNIT) * unit
+
+
+# -- long contexts --------------------------------------------------------------------------------
 
 
 def _retrieval(tokens: int) -> Callable[[Shape], float]:
@@ -101,9 +161,10 @@ def _retrieval(tokens: int) -> Callable[[Shape], float]:
     return flops
 
 
-def _retrieval_reads(tokens: int) -> Callable[[Shape], float]:
-    chunks = math.ceil(TRIALS / PER_HAYSTACK) * math.ceil(tokens / 2048)
-    return lambda _: chunks + TRIALS * (3 + ANSWER)
+def _retrieval_reads(tokens: int) -> int:
+    """A haystack in chunks, then the answers without it; a trial spoken, and read three times."""
+    haystacks = math.ceil(TRIALS / PER_HAYSTACK)
+    return haystacks * (math.ceil(tokens / CHUNK) + ANSWER) + TRIALS * (3 + ANSWER)
 
 
 def _retrieval_naive(tokens: int) -> Callable[[Shape], float]:
@@ -111,22 +172,24 @@ def _retrieval_naive(tokens: int) -> Callable[[Shape], float]:
     return lambda shape: TRIALS * prefill_flops(shape, tokens + SUFFIX + ANSWER, logits=ANSWER)
 
 
+# -- all of them ----------------------------------------------------------------------------------
+
 JOBS = (
     Job(
         "PH3, direct effects",
         f"`heads score`: {ITEMS} items of {ITEM_TOKENS} tokens, both corruptions",
-        _both_corruptions(lambda shape: sweep_flops(shape, ITEMS)),
-        lambda shape: 2 * naive_sweep_flops(shape, ITEM_TOKENS, ITEMS),
-        lambda shape: 1.5 * states_bytes(shape, ITEMS) + 2**29,
-        lambda _: 5,
+        lambda shape: scoring_flops(shape, "direct"),
+        lambda shape: CORRUPTIONS * naive_sweep_flops(shape, ITEM_TOKENS, ITEMS),
+        lambda shape: 1.5 * states_bytes(shape, ITEMS_PER_UNIT) + 2**29,
+        scoring_reads("direct"),
     ),
     Job(
         "PH3, END total effects",
         f"`heads score --estimand total_end`: {ITEMS} items of {ITEM_TOKENS} tokens",
-        _both_corruptions(lambda shape: total_end_flops(shape, ITEM_TOKENS, ITEMS)),
-        lambda shape: 2 * naive_sweep_flops(shape, ITEM_TOKENS, ITEMS),
-        lambda shape: ITEMS * shape.kv_bytes(ITEM_TOKENS) + 2**29,
-        lambda _: 2 + 2 * 4,
+        lambda shape: scoring_flops(shape, "total_end"),
+        lambda shape: CORRUPTIONS * naive_sweep_flops(shape, ITEM_TOKENS, ITEMS),
+        lambda shape: ITEMS_PER_UNIT * shape.kv_bytes(ITEM_TOKENS) + 2**29,
+        scoring_reads("total_end"),
     ),
     Job(
         "relation neurons",
@@ -134,7 +197,7 @@ JOBS = (
         lambda shape: prefill_flops(shape, PROMPT_TOKENS, PROMPTS),
         None,
         lambda shape: activation_bytes(shape, PROMPTS),
-        lambda _: PROMPTS / PROMPT_ROWS,
+        math.ceil(PROMPTS / PROMPT_ROWS),
         lambda shape: shape.units * PROMPTS,
     ),
     *(
@@ -154,16 +217,17 @@ JOBS = (
         lambda shape: STEPS * gates_flops(shape, STEP_TOKENS),
         None,
         lambda shape: gates_memory(shape, STEP_TOKENS),
-        lambda _: 4 * STEPS,
+        4 * STEPS,
+        streams=False,
     ),
     Job(
         "binding",
-        f"`binding probe`: {PAIRS} pairs, {WORDINGS} wordings both ways, {PAIR_TOKENS} tokens, and "
-        "the two controls",
-        lambda shape: prefill_flops(shape, PAIR_TOKENS, 3 * 2 * WORDINGS * PAIRS),
+        f"`binding probe --no-random`: {PAIRS} pairs, {WORDINGS} wordings both ways, "
+        f"{PAIR_TOKENS} tokens, once more with the fact in the prompt",
+        lambda shape: prefill_flops(shape, PAIR_TOKENS, ARMS * 2 * WORDINGS * PAIRS),
         None,
-        lambda shape: 2 * 2 * WORDINGS * PAIRS * 3 * (shape.layers + 1) * shape.d_model * 4,
-        lambda _: 3 * 2 * WORDINGS * PAIRS / PAIR_ROWS,
+        lambda shape: ARMS * 2 * WORDINGS * PAIRS * 4 * (shape.layers + 1) * shape.d_model * 4,
+        ARMS * 2 * WORDINGS * math.ceil(PAIRS / PAIR_ROWS),
     ),
 )
 

@@ -36,6 +36,7 @@ from recorded import tables  # noqa: E402
 
 AGREEMENT = 1e-4
 PARTS = ("ph3", "ap", "rows", "gates")
+HERE = {"device": "here", "torch": "2.0"}
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +112,63 @@ def test_a_stopped_run_goes_on_with_the_missing_part(
 
 def test_a_unit_of_another_setting_is_measured_again(tmp_path: Path) -> None:
     figure = Figure("a", 1.0, 2.0, (3.0, 4.0), more={"difference": 0.5})
-    unit = Unit("ph3", "toy", {"tokens": (20, 40)}, "here", Peaks(1.0, 2.0), (figure,))
+    unit = Unit("ph3", "toy", {"tokens": (20, 40)}, HERE, "here", Peaks(1.0, 2.0), (figure,))
     keep(tmp_path / "unit.json", unit)
     found = kept(tmp_path / "unit.json", {"tokens": (20, 40)})
     assert found is not None
     assert found.figures == (figure,)
     assert found.peaks == unit.peaks
+    assert not found.stale(HERE)
     assert kept(tmp_path / "unit.json", {"tokens": (20, 80)}) is None
     assert kept(tmp_path / "none.json", {}) is None
+
+
+@pytest.mark.parametrize("other", [{"device": "another GPU"}, {"torch": "1.0"}])
+def test_a_unit_of_another_device_or_library_is_told_and_measured_again(
+    other: dict[str, str],
+    toy: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = json.loads((toy[0] / "ap-toy.json").read_text())
+    told["place"] |= other
+    (tmp_path / "ap-toy.json").write_text(json.dumps(told))
+    monkeypatch.setattr(gpu, "PARTS", {"ap": lambda *_: (Figure("new", 1.0, 2.0, (3.0,)),)})
+    asked = gpu.Asked("toy", ("ap",), tmp_path, False, False)
+    (unit,) = gpu.measured(asked)
+    assert [figure.what for figure in unit.figures] == ["new"]
+    ((name, value),) = other.items()
+    assert f"ap on toy is measured again: {name} {value} (here" in capsys.readouterr().err
+    assert gpu.measured(asked) == [unit]  # it was kept with what is here now
+    assert "again" not in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_tell_where_it_was_measured_is_stale(
+    toy: tuple[Path, str], tmp_path: Path
+) -> None:
+    told = json.loads((toy[0] / "ap-toy.json").read_text())
+    del told["place"]
+    (tmp_path / "old.json").write_text(json.dumps(told))
+    unit = kept(tmp_path / "old.json", told["setting"])
+    assert unit is not None
+    assert "device unknown (here here)" in unit.stale(HERE)
+
+
+def test_figures_of_a_gpu_are_printed_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = gpu.Asked("full", ("ap",), tmp_path, False, False)
+    figures = (Figure("a", 1.0, 2.0, (3.0,)),)
+    for shape in gpu.FULL.shapes:
+        setting = gpu.setting_of(asked, "ap")
+        unit = Unit("ap", shape.name, setting, HERE, "a GPU", Peaks(1.0, 2.0), figures)
+        keep(gpu.path_of(asked, "ap", shape), unit)
+    assert "ap Llama-3-8B, ap Llama-2-7B: a GPU" in gpu.report(asked, gpu.measured(asked))
+    gpu.path_of(asked, "ap", gpu.FULL.shapes[0]).unlink()
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        gpu.measured(asked)
 
 
 def test_a_miscount_is_told() -> None:
@@ -126,7 +176,7 @@ def test_a_miscount_is_told() -> None:
         Figure(what, 1.0, 1.0, (1.0,), counted=counted, expected=1e9)
         for what, counted in (("right", 1.01e9), ("wrong", 1.5e9))
     )
-    unit = Unit("ph3", "toy", {}, "here", Peaks(1.0, 1.0), figures)
+    unit = Unit("ph3", "toy", {}, HERE, "here", Peaks(1.0, 1.0), figures)
     (line,) = miscounted(unit, 0.02)
     assert "wrong" in line
 

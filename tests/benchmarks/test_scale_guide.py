@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mnemoscope.cli.scoring import ScoreConfig, score_heads
+from mnemoscope.interventions import end_total_effect
+from mnemoscope.models.memory_limits import MAX_MEMORY
+from mnemoscope.probes.conflict_heads import ITEMS_PER_UNIT, Estimand
+from placed import counted_reads
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -14,7 +21,17 @@ import scale  # noqa: E402
 from costs import LLAMA3_8B, SHAPES, weight_bytes  # noqa: E402
 from measuring import RESULTS  # noqa: E402
 from recorded import recorded, tables  # noqa: E402
-from scale_jobs import H100, JOBS, LAPTOP, MACHINES, Corpus, Job  # noqa: E402
+from scale_jobs import (  # noqa: E402
+    CLOSED_BOOK_ROWS,
+    H100,
+    JOBS,
+    LAPTOP,
+    MACHINES,
+    READS_AT_START,
+    Corpus,
+    Job,
+    scoring_reads,
+)
 
 GUIDE = scale.GUIDE.read_text("utf-8")
 
@@ -28,10 +45,42 @@ def test_the_guide_holds_what_the_script_makes(name: str) -> None:
 
 
 def test_paper_is_within_a_factor_of_two_of_every_measured_point() -> None:
-    found = list(scale.points(RESULTS))
-    assert {point[1] for point in found} >= {"path_patching", "attention_rows", "streaming_cache"}
-    for what, _, paper, measured in found:
+    for what, _, paper, measured in scale.points(RESULTS):
         assert 0.5 < measured / paper < 2, what
+
+
+def sections_read(monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], set[str]]:
+    """Which sections of RESULTS.md the points are asked of, and which give some."""
+    asked: set[str] = set()
+
+    def noting(results: Path, section: str) -> Any:
+        asked.add(section)
+        return recorded(results, section)
+
+    monkeypatch.setattr(scale, "recorded", noting)
+    found = {name for point in scale.points(RESULTS) for name in point[1].split(", ")}
+    return asked, found
+
+
+def test_every_section_that_points_come_from_is_in_the_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, found = sections_read(monkeypatch)
+    assert asked == {
+        *("path_patching", "head_scoring", "attention_rows", "streaming_cache"),
+        *("suffix_index", "average_precision", "gpu_small"),
+    }
+    assert found == asked, f"run the benchmark with --write: {', '.join(asked - found)}"
+
+
+def test_make_bench_writes_every_section_that_needs_no_gpu() -> None:
+    line = re.search(
+        r"for script in (.*?); do", (BENCHMARKS.parent / "Makefile").read_text("utf-8")
+    )
+    assert line is not None
+    writing = re.compile(r"^\s+(report|write_section)\((given|RESULTS)", re.MULTILINE)
+    scripts = {p.stem for p in BENCHMARKS.glob("*.py") if writing.search(p.read_text("utf-8"))}
+    assert set(line[1].split()) == scripts - {"measuring", "gpu"}
 
 
 def test_the_checks_are_read_from_the_results(tmp_path: Path) -> None:
@@ -43,20 +92,59 @@ def test_the_checks_are_read_from_the_results(tmp_path: Path) -> None:
 
 
 def test_work_or_moving_bytes_decide_whichever_is_longer() -> None:
-    def job(flops: float, reads: float) -> Job:
-        return Job("m", "w", lambda _: flops, None, lambda _: 0, lambda _: reads)
+    def job(flops: float, reads: int) -> Job:
+        return Job("m", "w", lambda _: flops, None, lambda _: 0, reads)
 
-    weights = weight_bytes(LLAMA3_8B)
+    weights = (READS_AT_START + 10) * weight_bytes(LLAMA3_8B)
     assert job(H100.flops * 100, 1).seconds(LLAMA3_8B, H100) == pytest.approx(100)
-    assert job(0, 10).seconds(LLAMA3_8B, H100) == pytest.approx(10 * weights / H100.bytes)
+    assert job(0, 10).seconds(LLAMA3_8B, H100) == pytest.approx(weights / H100.bytes)
 
 
 def test_weights_that_do_not_fit_come_from_the_disk_once_a_read() -> None:
-    job = Job("m", "w", lambda _: 0, None, lambda _: 0, lambda _: 3)
+    job = Job("m", "w", lambda _: 0, None, lambda _: 0, 3)
     big = SHAPES[-1]
+    weights = (READS_AT_START + 3) * weight_bytes(big)
     assert not job.fits(big, H100)
-    assert job.seconds(big, H100) == pytest.approx(3 * weight_bytes(big) / H100.disk)
+    assert job.seconds(big, H100) == pytest.approx(weights / H100.disk)
     assert job.fits(SHAPES[0], LAPTOP)
+
+
+def test_what_needs_all_weights_in_memory_is_not_told_as_if_it_streamed() -> None:
+    gates = next(job for job in JOBS if job.method == "streaming gates")
+    (rows,) = tables(scale.job_table(gates))
+    assert [row["model"] for row in rows if row["one H100"] == "does not fit"] == ["Llama-3-70B"]
+    assert not any("disk" in row[machine.name] for row in rows for machine in MACHINES)
+
+
+HALF = {"bfloat16": True, "float32": False}
+
+
+@pytest.mark.parametrize(
+    ("estimand", "dtype"),
+    [("direct", "float32"), ("total_end", "float32"), ("total_end", "bfloat16")],
+)
+def test_heads_score_reads_a_model_on_disk_as_often_as_counted(
+    estimand: Estimand, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command, with two batches of closed-book prompts and more than one unit."""
+    monkeypatch.setenv(MAX_MEMORY, "cpu=0KB")
+    # In half precision let every row be checked against rounding: a bound is what is counted.
+    monkeypatch.setitem(end_total_effect._TOLERANCE, False, -1.0)
+    config = ScoreConfig("engram", subjects=11, dtype=dtype, estimand=estimand)
+    with counted_reads() as reads:
+        told = score_heads(config, tmp_path, force=False, say=_silent, tell=_silent).facts
+    items = told["items"]
+    asked = items + sum(told["dropped"].values())
+    assert asked > CLOSED_BOOK_ROWS
+    assert items > ITEMS_PER_UNIT
+    mlps = {n for name, n in reads.items() if ".mlp." in name}
+    counted = scoring_reads(estimand, asked, items, half=HALF[dtype])
+    assert mlps == {READS_AT_START + counted}
+    assert max(n for name, n in reads.items() if ".norm" not in name) <= max(mlps) + 1  # o_proj
+
+
+def _silent(*_: object) -> None:
+    """Tells nobody."""
 
 
 def test_costs_rise_with_the_model_and_every_job_is_told_for_every_machine() -> None:
