@@ -112,10 +112,7 @@ def job_table(job: Job) -> str:
 
 
 def _duration(job: Job, shape: Shape, machine: Hardware) -> str:
-    resident = job.fits(shape, machine)
-    if not (resident or job.streams):
-        return "does not fit"
-    mark = "" if resident else " (weights from disk)"
+    mark = "" if job.fits(shape, machine) else " (weights from disk)"
     return spoken(job.seconds(shape, machine)) + mark
 
 

@@ -70,8 +70,7 @@ READS_AT_START = 2
 @dataclass(frozen=True)
 class Job:
     """A job: FLOPs of it and of the naive way, bytes beside the weights, reads of all weights, and
-    keys to sort, each of a shape. `streams`: whether it runs with weights that are not in memory.
-    """
+    keys to sort, each of a shape."""
 
     method: str
     what: str
@@ -81,7 +80,6 @@ class Job:
     reads: int
     """Beside those of `READS_AT_START`."""
     keys: Callable[[Shape], float] = lambda _: 0
-    streams: bool = True
 
     def seconds(self, shape: Shape, machine: Hardware) -> float:
         """FLOPs or bytes, whichever takes longer; weights that do not fit come from the disk."""
@@ -107,6 +105,8 @@ TRIALS, PER_HAYSTACK, SUFFIX = 160, 5, 60
 ANSWER, CHUNK = _default(measure_trials, "max_new_tokens"), _default(HookedModel.prefill, "chunk")
 STEPS = 2000
 STEP_TOKENS = 16384
+STEP_READS = 3
+"""The model as it is, the gated one, and that again for its gradients."""
 PAIRS, WORDINGS, ARMS, PAIR_TOKENS, PAIR_ROWS = 200, 4, 2, 24, RoleConfig().rows
 
 
@@ -115,9 +115,9 @@ PAIRS, WORDINGS, ARMS, PAIR_TOKENS, PAIR_ROWS = 200, 4, 2, 24, RoleConfig().rows
 CORRUPTIONS = 2
 GUARD_READS = 5
 """`build_chain`."""
-RUNS = {"direct": 1 + CORRUPTIONS, "total_end": 1 + CORRUPTIONS * 4}
+RUNS = {"direct": 1 + CORRUPTIONS, "total_end": 2 + CORRUPTIONS * 2}
 """Whole passes over the prompts of a unit: the run as it is and each corrupted one; for END total
-effects also, a corruption, the states and the cache once more and the check of a row."""
+effects also the cache, and the check of a row for each corruption."""
 HALF_GUARD_READS = 2
 HALF_UNIT_READS = {"direct": 0, "total_end": CORRUPTIONS}
 """In half precision, where the guard or the check of a row asks how far rounding goes."""
@@ -213,12 +213,11 @@ JOBS = (
     ),
     Job(
         "streaming gates",
-        f"`retrieval gates`: {STEPS:,} steps on {STEP_TOKENS:,} tokens",
+        f"`retrieval gates --method train --seeds 1`: {STEPS:,} steps on {STEP_TOKENS:,} tokens",
         lambda shape: STEPS * gates_flops(shape, STEP_TOKENS),
         None,
         lambda shape: gates_memory(shape, STEP_TOKENS),
-        4 * STEPS,
-        streams=False,
+        STEP_READS * STEPS,
     ),
     Job(
         "binding",

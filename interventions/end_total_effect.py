@@ -44,10 +44,34 @@ from .rounding import half_precision_bound
 _TOLERANCE = {True: 1e-4, False: 5e-2}  # float32 and wider; half precision
 
 
+@dataclass(frozen=True, eq=False)
+class CleanRun:
+    """What sweeps need of unpatched prompts, for any number of replacements."""
+
+    batch: TokenBatch
+    resid_pre: Float[Tensor, "layer batch d_model"]
+    """At END."""
+    cache: DynamicCache
+    """Of everything before END; never written to."""
+
+
+@torch.no_grad()
+def clean_run(model: HookedModel, batch: TokenBatch) -> CleanRun:
+    """Run prompts of at least two tokens, padded on the left. Raises `MnemoscopeError` for others.
+
+    Memory: the keys and values of the batch. Reads offloaded weights twice.
+    """
+    if not bool(batch.mask[:, -1].all()):
+        raise MnemoscopeError("end_total_effects needs prompts padded on the left.")
+    if batch.ids.shape[1] < 2:
+        raise MnemoscopeError("end_total_effects needs prompts of at least two tokens.")
+    return CleanRun(batch, end_states(model, batch).resid_pre, _prefix_cache(model, batch))
+
+
 @torch.no_grad()
 def end_total_effects(
     model: HookedModel,
-    batch: TokenBatch,
+    prompts: TokenBatch | CleanRun,
     replacement: Float[Tensor, "layer batch head d_v"],
     token_ids: Int[Tensor, "batch k"],
     *,
@@ -56,29 +80,24 @@ def end_total_effects(
 ) -> Effects:
     """Logits of `token_ids` at END with each sender row's heads replaced at END only.
 
-    `batch` is padded on the left. One row a head by default. Memory beyond the model: the cache of
-    the batch, and `batch * heads * rows_per_call * (positions + rows_per_call)` attention scores;
-    on an offloaded model also the stream and the mask of every row. A head of the first row is
-    checked against a hooked full pass; raises `UnsupportedModelError` when they differ by more than
-    rounding (`rounding`). Reads offloaded weights four times, in half precision up to five times.
+    `prompts` are padded on the left; with several replacements give their `clean_run`. One row a
+    head by default. Memory beyond the model: the cache of the prompts, and `batch * heads *
+    rows_per_call * (positions + rows_per_call)` attention scores; on an offloaded model also the
+    stream and the mask of every row. A head of the first row is checked against a hooked full pass;
+    raises `UnsupportedModelError` when they differ by more than rounding (`rounding`). Reads
+    offloaded weights four times, behind a `clean_run` twice, in half precision up to once more.
     """
-    if not bool(batch.mask[:, -1].all()):
-        raise MnemoscopeError("end_total_effects needs prompts padded on the left.")
-    if batch.ids.shape[1] < 2:
-        raise MnemoscopeError("end_total_effects needs prompts of at least two tokens.")
+    clean = prompts if isinstance(prompts, CleanRun) else clean_run(model, prompts)
     senders = single_heads(model) if senders is None else senders
-    states = end_states(model, batch)
-    cache = _prefix_cache(model, batch)
     order = torch.argsort(senders.any(dim=2).int().argmax(dim=1), stable=True)
     groups = [
-        _Rows(model, batch, cache, states.resid_pre, replacement, senders[rows])
-        for rows in order.split(rows_per_call)
+        _Rows(model, clean, replacement, senders[rows]) for rows in order.split(rows_per_call)
     ]
     together = [groups] if is_offloaded(model.module) else [[group] for group in groups]
     patched = [read for some in together for read in _logits(model, some, token_ids)]
-    clean = torch.stack([rows[:, 0] for rows in patched]).mean(0)
-    effects = Effects(clean, _unordered(torch.cat([rows[:, 1:] for rows in patched], 1), order))
-    _check(model, batch, replacement, token_ids, senders, effects)
+    unpatched = torch.stack([rows[:, 0] for rows in patched]).mean(0)
+    effects = Effects(unpatched, _unordered(torch.cat([rows[:, 1:] for rows in patched], 1), order))
+    _check(model, clean.batch, replacement, token_ids, senders, effects)
     return effects
 
 
@@ -101,9 +120,7 @@ class _Rows:
     """Some sender rows of every example on their way up: positions 1.. behind the unpatched one."""
 
     model: HookedModel
-    batch: TokenBatch
-    cache: DynamicCache
-    resid_pre: Float[Tensor, "layer batch d_model"]
+    clean: CleanRun
     replacement: Float[Tensor, "layer batch head d_v"]
     senders: Senders
     x: Tensor | None = None
@@ -116,7 +133,7 @@ class _Rows:
 
     def begin(self) -> None:
         """Take the stream below the first sender, and the arguments that blocks get."""
-        self.x = self.resid_pre[self.first][:, None].expand(-1, len(self.senders) + 1, -1)
+        self.x = self.clean.resid_pre[self.first][:, None].expand(-1, len(self.senders) + 1, -1)
         with noted_calls(self.model) as calls:
             self._around(self.x, lambda hidden: hidden[..., :1])
         self.calls = calls
@@ -127,7 +144,7 @@ class _Rows:
         block = part(self.model.module, self.model.anatomy.spec.blocks)[layer]
         args, kwargs = self.calls[layer]
         with ExitStack() as stack:
-            stack.enter_context(_unchanged(self.cache, layer))
+            stack.enter_context(_unchanged(self.clean.cache, layer))
             if bool(self.senders[:, layer].any()):
                 change = _patch(self.senders[:, layer], self.replacement[layer])
                 place = self.model.module, self.model.anatomy, Site.Z, layer
@@ -145,16 +162,16 @@ class _Rows:
     def _around(self, x: Tensor, unembed: Callable[[Tensor], Tensor]) -> Tensor:
         """Run the model with its blocks handing on `x`; no embedding is read."""
         n_rows = len(self.senders) + 1
-        module = self.model.module
+        module, batch = self.model.module, self.clean.batch
         with ExitStack() as stack:
             for block in part(module, self.model.anatomy.spec.blocks):
                 stack.enter_context(replaced_forward(block, _bypass(x, self.model)))
             stack.enter_context(replaced_forward(module.get_output_embeddings(), unembed))
             logits: Tensor = module(
-                inputs_embeds=nothing_embedded(self.model, len(self.batch), n_rows),
-                attention_mask=_masks(self.model, self.batch, n_rows),
-                position_ids=self.batch.position_ids[:, -1:].expand(-1, n_rows),
-                past_key_values=self.cache,
+                inputs_embeds=nothing_embedded(self.model, len(batch), n_rows),
+                attention_mask=_masks(self.model, batch, n_rows),
+                position_ids=batch.position_ids[:, -1:].expand(-1, n_rows),
+                past_key_values=self.clean.cache,
                 use_cache=True,
             ).logits
         return logits
@@ -281,4 +298,4 @@ def hooked_end_logits(
     return logits.gather(1, token_ids.to(logits.device))
 
 
-__all__ = ["end_total_effects", "head_sets", "hooked_end_logits"]
+__all__ = ["CleanRun", "clean_run", "end_total_effects", "head_sets", "hooked_end_logits"]

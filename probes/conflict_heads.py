@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..data.facts.conflicts import ConflictItem
 from ..interventions.end_chain import EndChain
-from ..interventions.end_total_effect import end_total_effects
+from ..interventions.end_total_effect import clean_run, end_total_effects
 from ..interventions.patched_passes import PassChain, effects_by_passes
 from ..interventions.path_patching import direct_effects, end_states
 from ..models.batching import adaptive, length_buckets
@@ -299,7 +299,7 @@ def _first_tokens(
     estimand: Estimand,
     memory_mb: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(change, clean) under each corruption; the uncorrupted run is shared."""
+    """(change, clean) under each corruption; the runs of the prompts as they are, are shared."""
     model = chain.model
     batch = model.tokens([item.prompt(form) for item in items])
     token_ids = torch.stack([_first_ids(model, item, form) for item in items])
@@ -314,16 +314,19 @@ def _first_tokens(
             for other in corruptions
         ]
         return [(_grid(model, one.change), one.clean.double().cpu().numpy()) for one in passes]
-    original = end_states(model, batch)
-    results = []
-    for corrupted in corruptions:
-        replacement = end_states(model, corrupted).z
-        if estimand == "direct":
-            effects = direct_effects(chain, original, replacement, token_ids, memory_mb=memory_mb)
-        else:
-            effects = end_total_effects(model, batch, replacement, token_ids)
-        results.append((_grid(model, effects.change), effects.clean.double().cpu().numpy()))
-    return results
+    replacements = (end_states(model, corrupted).z for corrupted in corruptions)
+    if estimand == "direct":
+        original = end_states(model, batch)
+        found = [
+            direct_effects(chain, original, replacement, token_ids, memory_mb=memory_mb)
+            for replacement in replacements
+        ]
+    else:
+        clean = clean_run(model, batch)
+        found = [
+            end_total_effects(model, clean, replacement, token_ids) for replacement in replacements
+        ]
+    return [(_grid(model, one.change), one.clean.double().cpu().numpy()) for one in found]
 
 
 def _whole_answers(

@@ -228,7 +228,7 @@ def _trained(
     folder: Path, corpus: PlantedCorpus, settings: Settings, without: frozenset[str]
 ) -> HookedModel:
     made = train_on_beliefs(folder, corpus, settings, without=without)
-    return load_model(made, device="cpu", dtype="float32")
+    return load_model(made, device="cpu", dtype="float32", backend="local")
 
 
 def _guards(

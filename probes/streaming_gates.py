@@ -22,20 +22,23 @@ that it retrieves; gates of one quantile may all be near 1 (`results.attention_p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from ..data.facts.passkeys import PasskeySample
 from ..models.attention import AttentionCall
 from ..models.backends import require
 from ..models.errors import MnemoscopeError, PromptError
 from ..models.hooked import HookedModel
+from ..models.placement import is_offloaded
 from ..results.provenance import Provenance, collect_provenance, sha256_of_json
 from ..results.run import Run
 from ..results.stability import RankStability, rank_stability
@@ -135,7 +138,8 @@ def train_gates(
 
     With a `run` the state is kept every `STEPS_A_UNIT` steps and training goes on from there, with
     the same result as without an interruption. Memory: the model, a hidden state `[pos, d_model]` a
-    layer (`teacher_full`: two), and the activations of one block.
+    layer (`teacher_full`: two), and the activations of one block. Of an offloaded model one block
+    is in memory at a time, and a step reads its weights three times.
 
     Raises `MnemoscopeError` for settings that do not fit, no source, or a run begun with other
     ones, `UnsupportedModelError` for models without the attention interface, and `PromptError`
@@ -180,7 +184,8 @@ def distil(
 ) -> Distilled:
     """Mean squared difference of final hidden states on the labels, without the penalty.
 
-    Computed in float32 (float64 for a float64 model). Raises `PromptError` for a sample without a
+    Computed in float32 (float64 for a float64 model). Reads offloaded weights three times: for the
+    model as it is, the gated one, and its gradients. Raises `PromptError` for a sample without a
     label.
     """
     labels = list(sample.labels if settings.labels == "suffix" else sample.answer_positions)
@@ -193,11 +198,38 @@ def distil(
     alpha = alpha.detach().requires_grad_()
     mix = _mixing(alpha, kept, settings)
     # The backward pass runs blocks again: it needs them mixed too.
-    with torch.enable_grad(), checkpointed_blocks(model), mixed_attention(model, mix):
+    with _backward(model), checkpointed_blocks(model), mixed_attention(model, mix):
         found = wide(_final_states(model, sample, labels))
         loss = (found - target).square().mean()
         (gradient,) = torch.autograd.grad(loss, alpha)
     return Distilled(float(loss.detach()), gradient)
+
+
+@contextmanager
+def _backward(model: HookedModel) -> Iterator[None]:
+    """Gradients of all but the weights: an offloaded one is kept no longer than its block runs."""
+    # A block that is run again stops before its last product is made, which nothing needs; but then
+    # the part that makes it never lets go of its weights.
+    stop = set_checkpoint_early_stop(not is_offloaded(model.module))
+    with model.lock, _frozen(model.module), stop, torch.enable_grad():
+        yield
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No weight asks for a gradient inside the block: the graph would keep those that do."""
+    wanted = {name: weight.requires_grad for name, weight in _weights(module)}
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        # An offloaded weight is another object now: its part has run since.
+        for name, weight in _weights(module):
+            weight.requires_grad_(wanted[name])
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return module.named_parameters(remove_duplicate=False)
 
 
 def _final_states(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mnemoscope.cli.retrieval_gates import GateConfig, find_gates
 from mnemoscope.cli.scoring import ScoreConfig, score_heads
 from mnemoscope.interventions import end_total_effect
 from mnemoscope.models.memory_limits import MAX_MEMORY
@@ -28,6 +29,8 @@ from scale_jobs import (  # noqa: E402
     LAPTOP,
     MACHINES,
     READS_AT_START,
+    STEP_READS,
+    STEPS,
     Corpus,
     Job,
     scoring_reads,
@@ -109,11 +112,18 @@ def test_weights_that_do_not_fit_come_from_the_disk_once_a_read() -> None:
     assert job.fits(SHAPES[0], LAPTOP)
 
 
-def test_what_needs_all_weights_in_memory_is_not_told_as_if_it_streamed() -> None:
-    gates = next(job for job in JOBS if job.method == "streaming gates")
-    (rows,) = tables(scale.job_table(gates))
-    assert [row["model"] for row in rows if row["one H100"] == "does not fit"] == ["Llama-3-70B"]
-    assert not any("disk" in row[machine.name] for row in rows for machine in MACHINES)
+def test_training_gates_reads_a_model_on_disk_as_often_as_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command."""
+    monkeypatch.setenv(MAX_MEMORY, "cpu=0KB")
+    config = GateConfig("engram", "train", lengths=(192,), passkeys=1, words=2, steps=2, seeds=1)
+    with counted_reads() as reads:
+        find_gates(config, tmp_path, memory_mb=64, force=False, say=_silent, tell=_silent)
+    blocks = {n for name, n in reads.items() if ".mlp." in name}
+    assert blocks == {READS_AT_START + STEP_READS * config.steps}
+    (gates,) = (job for job in JOBS if job.method == "streaming gates")
+    assert gates.reads == STEP_READS * STEPS
 
 
 HALF = {"bfloat16": True, "float32": False}

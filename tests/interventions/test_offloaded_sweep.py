@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import ids
 from mnemoscope.interventions import end_sweep
-from mnemoscope.interventions.end_total_effect import end_total_effects
+from mnemoscope.interventions.end_total_effect import clean_run, end_total_effects
 from mnemoscope.interventions.head_means import head_write_norms
 from mnemoscope.interventions.logit_directions import logit_directions
 from mnemoscope.interventions.neuron_ablation import mean_abs, neutral_means, write_norms
@@ -94,6 +94,19 @@ def test_end_total_effects_are_the_same_in_four_reads(chains: Any) -> None:
     assert all(
         counts <= {3, 4} for counts in by_layer(reads).values()
     )  # states, cache, rows, check
+
+
+def test_a_clean_run_serves_any_number_of_end_total_effects(chains: Any) -> None:
+    chain, _, z = chains[1]
+    batch = chain.model.batch(ids(3, 9).tolist())
+    want = [end_total_effects(chain.model, batch, some, IDS) for some in (z, 2 * z)]
+    with counted_reads() as reads:
+        clean = clean_run(chain.model, batch)
+        got = [end_total_effects(chain.model, clean, some, IDS) for some in (z, 2 * z)]
+    for one, other in zip(want, got, strict=True):
+        assert torch.equal(one.patched, other.patched)
+    assert not torch.equal(got[0].patched, got[1].patched)
+    assert all(counts <= {4, 6} for counts in by_layer(reads).values())  # 2 + 2 * (rows, check)
 
 
 def test_logit_directions_are_the_same(chains: Any) -> None:

@@ -8,6 +8,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+from mnemoscope.interventions.patched_passes import effects_by_passes
 from mnemoscope.interventions.path_patching import build_chain
 from mnemoscope.models import HeadId, NeuronId, Site, TokenSpan, knock_out, uniform
 from mnemoscope.models.edits import resample, scale, zero
@@ -39,6 +40,10 @@ kept["rows"] = model.rows(batch)
 hidden = [knock_out([HeadId(0, 0), HeadId(1, 3)], [TokenSpan(1, 3)]), uniform([HeadId(2, 2)])]
 with model.intervene(hidden):
     kept["hidden"] = model.logits(batch)
+corrupted = model.batch([rows[1], rows[0][:7]])
+asked = torch.tensor([[5, 9], [4, 30]])
+for name, frozen in (("direct", True), ("total_end", False)):
+    kept[name] = effects_by_passes(model, batch, corrupted, asked, frozen=frozen).change
 try:
     build_chain(model)
 except UnsupportedModelError as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from families import tiny
+from mnemoscope.interventions.end_total_effect import end_total_effects
+from mnemoscope.interventions.path_patching import build_chain, direct_effects, end_states
 from mnemoscope.models import (
     HeadId,
     HookedModel,
@@ -124,6 +126,19 @@ def test_rows_and_attention_edits_are_of_all_heads(ranks, alone):
         assert close(rank["rows"], alone.rows(batch), gap=1e-6)  # rows are float32
         assert close(rank["hidden"], want)
     assert not close(want, alone.logits(batch))
+
+
+def test_path_patching_by_whole_passes_gives_the_effects_of_one_process(ranks, alone):
+    batch, ids = prompts(alone), torch.tensor([[5, 9], [4, 30]])
+    rows = torch.arange(3, 21).view(2, 9).tolist()
+    replacement = end_states(alone, alone.batch([rows[1], rows[0][:7]])).z
+    direct = direct_effects(build_chain(alone), end_states(alone, batch), replacement, ids)
+    total = end_total_effects(alone, batch, replacement, ids)
+    assert direct.change.abs().max() > 1e-3
+    assert not close(direct.change, total.change)
+    for rank in ranks:
+        assert close(rank["direct"], direct.change)
+        assert close(rank["total_end"], total.change)
 
 
 def test_what_needs_whole_weights_is_refused(ranks):

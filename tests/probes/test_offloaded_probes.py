@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mnemoscope.data.facts.designs import build_design
 from mnemoscope.data.facts.items import load_relation
+from mnemoscope.data.facts.passkeys import NeedleSamples
 from mnemoscope.interventions.path_patching import build_chain
 from mnemoscope.models import HookedModel
 from mnemoscope.models.packaged import PACKAGED
@@ -19,6 +20,7 @@ from mnemoscope.probes.elicitation import conflict_items
 from mnemoscope.probes.relation_neurons import find_relation_neurons
 from mnemoscope.probes.retrieval_designs import design_for
 from mnemoscope.probes.retrieval_trials import measure_trials
+from mnemoscope.probes.streaming_gates import GateSettings, train_gates
 from placed import both
 
 
@@ -60,3 +62,12 @@ def test_retrieval_scores() -> None:
     same(want, got)
     for part in ("forced", "free", "question"):
         same(getattr(want, part), getattr(got, part))
+
+
+def test_streaming_gates() -> None:
+    source = NeedleSamples(design_for(pair()[0], lengths=(96,), needles=1, seed=1))
+    settings = GateSettings(sink=4, recent=16, steps=3, learning_rate=0.2)
+    want, got = (train_gates(model, [source], settings) for model in pair())
+    same(want, got)
+    assert want.loss[0, -1] > 0
+    assert want.alpha.min() < 1

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils.offload import OffloadedWeightsLoader
 from families import ids, tiny
 from mnemoscope.data.facts.haystacks import Span
 from mnemoscope.data.facts.passkeys import NeedleSamples, PasskeySample
 from mnemoscope.models import HookedModel, wrap
+from mnemoscope.models.anatomy import part
 from mnemoscope.models.errors import MnemoscopeError, PromptError, UnsupportedModelError
 from mnemoscope.organisms.planted_retrieval import (
     planted_retrieval_design,
@@ -20,6 +23,7 @@ from mnemoscope.probes import streaming_gates
 from mnemoscope.probes.streaming_gates import GateSettings, distil, train_gates
 from mnemoscope.probes.streaming_heads import streaming_output
 from mnemoscope.results.run_folder import open_run
+from placed import both, counted_reads, saved
 
 SMALL = GateSettings(sink=1, recent=4, steps=12, learning_rate=0.1, penalty=0.01)
 
@@ -133,6 +137,17 @@ def test_full_attention_is_computed_where_it_is_used_only(model, monkeypatch, fu
     assert seen == [len(sample.ids)] * passes * model.anatomy.n_layers
 
 
+def test_in_memory_the_last_product_of_a_block_is_not_made_again_for_the_way_back():
+    model = wrap(tiny("llama"))
+    made = []
+    for block in model.module.model.layers:
+        block.mlp.down_proj.register_forward_hook(lambda *_: made.append("down"))
+        block.mlp.up_proj.register_forward_hook(lambda *_: made.append("up"))
+    distil(model, random_source().sample(0), gates(model, 0.5), SMALL)
+    layers = model.anatomy.n_layers
+    assert (made.count("up"), made.count("down")) == (3 * layers, 2 * layers)
+
+
 def test_loss_by_definition(model):
     """All gates 0 in self_full: the model with streaming attention everywhere."""
     sample = random_source().sample(0)
@@ -223,6 +238,78 @@ def test_the_schedule_rises_over_a_fifth_and_falls_over_the_last():
     settings = GateSettings(steps=2000)
     rates = [settings.rate(step) for step in (0, 200, 400, 1000, 1599, 1799, 1999)]
     assert rates == pytest.approx([0.1, 0.55, 1, 1, 1, 0.55, 0.1])
+
+
+@dataclass
+class Held:
+    """Bytes of weights that were read and are not gone yet, and the most there ever were."""
+
+    now: int = 0
+    peak: int = 0
+
+    def keep(self, weight):
+        size = nbytes(weight)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(weight.untyped_storage(), self.let_go, size)
+        return weight
+
+    def let_go(self, size):
+        self.now -= size
+
+
+def nbytes(*weights):
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """What is held of weights that lie on disk; each a copy, for those of a file share memory."""
+    live = Held()
+    read = OffloadedWeightsLoader.__getitem__
+    monkeypatch.setattr(
+        OffloadedWeightsLoader, "__getitem__", lambda self, key: live.keep(read(self, key).clone())
+    )
+    return live
+
+
+@pytest.mark.parametrize("full", ["teacher_full", "self_full"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_step_on_a_model_on_disk_holds_one_block_and_reads_it_three_times(
+    family, full, held, tmp_path
+):
+    resident, spread = both(saved(tmp_path / family, family), 0.0)
+    settings, sample = replace(SMALL, full=full), random_source().sample(0)
+    block = nbytes(*part(spread.module, spread.anatomy.spec.blocks)[1].parameters())
+    with counted_reads() as reads:
+        found = distil(spread, sample, gates(spread, 0.6), settings)
+    assert 0.9 * block < held.peak < 1.05 * block
+    assert held.now == 0
+    assert all(weight.device.type == "meta" for weight in spread.module.parameters())
+    assert {n for name, n in reads.items() if ".1." in name} == {3}
+    assert max(reads.values()) == 3
+    expected = distil(resident, sample, gates(resident, 0.6), settings)
+    assert found.loss == expected.loss
+    assert torch.equal(found.gradient, expected.gradient)
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_weights_ask_for_gradients_as_before_also_after_an_error(share, tmp_path, monkeypatch):
+    resident, spread = both(saved(tmp_path / "llama", "llama"), share or 0.5)
+    model = spread if share else resident
+    model.module.model.layers[1].requires_grad_(False)
+    before = {name: weight.requires_grad for name, weight in model.module.named_parameters()}
+    assert set(before.values()) == {True, False}
+
+    def after():
+        return {name: weight.requires_grad for name, weight in model.module.named_parameters()}
+
+    distil(model, random_source().sample(0), gates(model, 0.6), SMALL)
+    assert after() == before
+    monkeypatch.setattr(streaming_gates, "streaming_output", None)
+    with pytest.raises(TypeError):
+        distil(model, random_source().sample(0), gates(model, 0.6), SMALL)
+    assert after() == before
 
 
 def test_the_model_is_left_as_it_was(model):
