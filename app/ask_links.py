@@ -9,12 +9,18 @@ import streamlit as st
 
 from .ask_scene import AskScene
 from .forecast import LONGEST_WAIT
+from .scene import CONTEXT, PROMPT
 from .trace_inside_section import LINK, VIEWS
+
+BEGINS = {"explore": {"prompt": PROMPT, "context": CONTEXT}}
+"""What pages ask unless their address asks something else."""
 
 
 def onward(view: str, label: str, address: Mapping[str, str]) -> None:
-    """A link to a page with this address."""
-    st.page_link(VIEWS / f"{view}.py", label=label, icon=LINK, query_params=dict(address))
+    """A link to a page with this address, without what the page asks anyway and would strip."""
+    anyway = BEGINS.get(view, {})
+    asked = {name: value for name, value in address.items() if anyway.get(name) != value}
+    st.page_link(VIEWS / f"{view}.py", label=label, icon=LINK, query_params=asked)
 
 
 def may_start(asked: AskScene, what: str, seconds: float) -> bool:

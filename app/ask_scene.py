@@ -26,6 +26,8 @@ of a field of the page that the link stands on."""
 FIELDS = ("model", "prompt", "context", "mem", "ctx", "corpus")
 """The fields without it, as other pages have them."""
 CORPUS = f"{PREFIX}corpus"
+TEXTS = ("prompt", "context")
+"""Fields of which nothing says something too: other pages begin with an example in them."""
 _CAME_BACK = "the question came back"
 _SENTENCE = re.compile(r"\s*.+?(?:[.!?](?=\s|$)|(?=\n)|$)")
 
@@ -58,8 +60,9 @@ class AskScene:
     def address(self) -> dict[str, str]:
         """Model and question as other pages take them from the address.
 
-        What is not asked, and the model that a page takes anyway, are left out: a page strips them
-        from its address, one step of the browser's history each, and Back would not leave it.
+        The model that a page takes anyway, and answers that nobody typed, are left out: a page
+        strips them from its address, one step of the browser's history each. `arrive` sees to it
+        that none of an earlier visit takes their place.
         """
         asked = {
             "model": "" if self.label == next(iter(self.settings.models)) else self.label,
@@ -68,7 +71,7 @@ class AskScene:
             "mem": self.typed[0],
             "ctx": self.typed[1],
         }
-        return {name: value for name, value in asked.items() if value}
+        return {name: value for name, value in asked.items() if value or name in TEXTS}
 
     def scene(self) -> Scene:
         """The question answered. Raises `MnemoscopeError` for an empty or too long prompt."""

@@ -49,7 +49,12 @@ def fill_units(asked: AskScene) -> None:
         "were not found to have units of their own. The prompt is read without the context."
     )
     show_best(found)
-    address = {**asked.address, "run": runs[0].id, "relation": first, "ask": asked.question.closed}
+    address = {
+        **asked.address,
+        "neuron_run": runs[0].id,
+        "relation": first,
+        "ask": asked.question.closed,
+    }
     onward("neurons", f"The units of {name}, and the answer without them", address)
 
 

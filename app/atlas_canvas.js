@@ -2,9 +2,15 @@
 // Level 0 is "cannot look here"; 1 to 255 are weights from 1e-5 to 1, logarithmic.
 // Two kinds: "atlas" (thumbnails of heads, a click picks one) and "window" (one head's map, a drag
 // chooses a part of it, a double click goes back to the whole). A window of up to NAMED bins names
-// its tokens along both edges.
+// its tokens along both edges. Arrow keys go from head to head, or from cell to cell; Enter chooses
+// the head.
+//
+// The atlas is megabytes, and Streamlit sends again only what has changed: so which head is chosen
+// is no part of it. A click frames the head here and now; the window, which is sent for every head
+// anyhow, says whose map it shows, and the atlas hears of it.
 
-const MARGIN = 12, NAMED = 40, NAMES = 96;
+const MARGIN = 12, NAMED = 40, NAMES = 96, CHOSEN = "mnemoscope-chosen";
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export default function ({ data, parentElement, setTriggerValue }) {
   const shown = data && decoded(data);
@@ -14,8 +20,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   if (!shown) return;
   const { header, cells } = shown;
   const picture = painted(header, cells);
-  const state = { scale: 1, from: null, to: null };
-  canvas.setAttribute("aria-label", header.alt);
+  const state = { scale: 1, from: null, to: null, at: null, chosen: window.mnemoscopeChosen };
   readout.textContent = header.hint;
 
   const margin = header.kind !== "window" ? 24 : namesTokens(header) ? NAMES : MARGIN;
@@ -29,6 +34,17 @@ export default function ({ data, parentElement, setTriggerValue }) {
   };
   const kept = (value, size) => Math.max(0, Math.min(size - 1, value));
 
+  const frame = () => {
+    state.chosen = window.mnemoscopeChosen;
+    canvas.setAttribute("aria-label", described(header, state.chosen));
+    draw();
+  };
+  const choose = (head) => {
+    window.mnemoscopeChosen = head;
+    frame();
+    readout.textContent = `${nameOf(head)} is chosen, its map comes below.`;
+    setTriggerValue("picked", head);
+  };
   const move = (event) => {
     const place = at(event);
     readout.textContent = told(header, cells, place) || header.hint;
@@ -42,7 +58,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const place = at(event);
     if (header.kind === "atlas") {
       const head = headAt(header, place);
-      if (head) setTriggerValue("picked", head);
+      if (head) choose(head);
     } else {
       state.from = { x: kept(place.x, header.width), y: kept(place.y, header.height) };
       state.to = null;
@@ -64,19 +80,71 @@ export default function ({ data, parentElement, setTriggerValue }) {
   };
   const whole = () => header.kind === "window" && setTriggerValue("part", { whole: true });
   const leave = () => { readout.textContent = header.hint; };
+  const press = (event) => {
+    const step = STEPS[event.key], atlas = header.kind === "atlas";
+    if (step) {
+      state.at = stepped(header, state, step);
+      readout.textContent = told(header, cells, atlas ? placeOf(header, state.at) : state.at)
+        + (atlas ? ": Enter chooses it." : "");
+      draw();
+    } else if (event.key === "Enter" && atlas && state.at) {
+      choose(state.at);
+    } else {
+      return;
+    }
+    event.preventDefault();
+  };
+  const blur = () => {
+    if (state.at) { state.at = null; draw(); }
+  };
 
   canvas.onpointermove = move;
   canvas.onpointerdown = down;
   canvas.onpointerup = up;
   canvas.ondblclick = whole;
   canvas.onpointerleave = leave;
+  canvas.onkeydown = press;
+  canvas.onblur = blur;
   // New data call this again without an end of the old: its picture must not come back on resizing.
   box.observer?.disconnect();
   const observer = box.observer = new ResizeObserver(draw);
   observer.observe(box);
-  draw();
+  if (header.chosen) {
+    window.mnemoscopeChosen = header.chosen;
+    window.dispatchEvent(new Event(CHOSEN));
+  }
+  if (box.frame) window.removeEventListener(CHOSEN, box.frame);
+  box.frame = header.kind === "atlas" ? frame : null;
+  if (box.frame) window.addEventListener(CHOSEN, box.frame);
+  frame();
   canvas.dataset.ready = header.name;
-  return () => observer.disconnect();
+  return () => {
+    observer.disconnect();
+    window.removeEventListener(CHOSEN, frame);
+  };
+}
+
+// What a screen reader is told; of the atlas, whose frame it is too.
+function described(header, chosen) {
+  return header.kind === "atlas" && chosen ? `${header.alt} ${nameOf(chosen)} is framed.` : header.alt;
+}
+
+function nameOf({ layer, head }) {
+  return `L${layer}.H${head}`;
+}
+
+// Where an arrow key goes from here: to a head from the one that is chosen, to a cell from the first.
+function stepped(header, state, [across, down]) {
+  const within = (value, size) => Math.max(0, Math.min(size - 1, value));
+  if (header.kind === "window") {
+    const { x, y } = state.at ?? { x: -across, y: -down };
+    return { x: within(x + across, header.width), y: within(y + down, header.height) };
+  }
+  const { layer, head } = state.at ?? state.chosen ?? { layer: 0, head: 0 };
+  return {
+    layer: within(layer + down, header.sheet.layers),
+    head: within(head + across, header.sheet.heads),
+  };
 }
 
 function decoded(data) {
@@ -87,9 +155,10 @@ function decoded(data) {
 }
 
 function painted(header, cells) {
-  const colours = palette(header.palette, header.nothing);
+  const colours = Uint32Array.from(palette(header.palette, header.nothing));
   const image = new ImageData(header.width, header.height);
-  new Uint32Array(image.data.buffer).set(Uint32Array.from(cells, (level) => colours[level]));
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let i = 0; i < pixels.length; i++) pixels[i] = colours[cells[i]];
   const off = document.createElement("canvas");
   off.width = header.width;
   off.height = header.height;
@@ -130,6 +199,8 @@ function drawn(canvas, box, header, picture, margin, state) {
     drawDrag(pen, header, state);
   } else {
     drawNames(pen, header, state.scale);
+    if (state.chosen) drawFrame(pen, header, state.chosen, state.scale, []);
+    if (state.at) drawFrame(pen, header, state.at, state.scale, [3, 3]);
   }
 }
 
@@ -181,8 +252,10 @@ function position(edges, place) {
   return next < 0 ? edges.length - 1 : next;
 }
 
-function drawDrag(pen, header, { from, to, scale }) {
-  if (!from || !to) return;
+// What is dragged over, or the cell that arrow keys have come to.
+function drawDrag(pen, header, { from, to, at, scale }) {
+  if (!from || !to) from = to = at;
+  if (!from) return;
   pen.strokeStyle = header.ink;
   pen.lineWidth = 1.5;
   const [x, y] = [Math.min(from.x, to.x), Math.min(from.y, to.y)];
@@ -190,7 +263,7 @@ function drawDrag(pen, header, { from, to, scale }) {
   pen.strokeRect(x * scale, y * scale, w * scale, h * scale);
 }
 
-// The numbers of layers and heads, and a frame round the chosen head.
+// The numbers of layers and heads.
 function drawNames(pen, header, scale) {
   const sheet = header.sheet;
   pen.fillStyle = header.ink;
@@ -209,14 +282,27 @@ function drawNames(pen, header, scale) {
     const left = Math.floor(layer / sheet.rows) * blockWidth(sheet) * scale;
     pen.fillText(layer, left - 5, (layer % sheet.rows + 0.5) * sheet.step_y * scale);
   }
-  const [layer, head] = header.chosen;
-  const left = Math.floor(layer / sheet.rows) * blockWidth(sheet) + head * sheet.step_x;
+}
+
+// A frame round a head: whole round the chosen one, in dashes round the one that keys have come to.
+function drawFrame(pen, header, chosen, scale, dashes) {
+  const { x, y } = placeOf(header, chosen);
   pen.strokeStyle = header.frame;
   pen.lineWidth = 2.5;
+  pen.setLineDash(dashes);
   pen.strokeRect(
-    left * scale - 1, (layer % sheet.rows) * sheet.step_y * scale - 1,
-    (sheet.step_x - header.gap) * scale + 2, (sheet.step_y - header.gap) * scale + 2,
+    x * scale - 1, y * scale - 1,
+    (header.sheet.step_x - header.gap) * scale + 2, (header.sheet.step_y - header.gap) * scale + 2,
   );
+  pen.setLineDash([]);
+}
+
+// The upper left cell of a head's thumbnail.
+function placeOf({ sheet }, { layer, head }) {
+  return {
+    x: Math.floor(layer / sheet.rows) * blockWidth(sheet) + head * sheet.step_x,
+    y: (layer % sheet.rows) * sheet.step_y,
+  };
 }
 
 function blockWidth(sheet) {
@@ -236,15 +322,30 @@ function headAt(header, { x, y }) {
 function told(header, cells, place) {
   if (header.kind === "atlas") {
     const head = headAt(header, place);
-    return head && `L${head.layer}.H${head.head}`;
+    return head && nameOf(head);
   }
   const { x, y } = place;
   if (x < 0 || y < 0 || x >= header.width || y >= header.height) return null;
   const level = cells[y * header.width + x];
+  const shown = 10 ** ((level - 1) / 254 * 5 - 5), ratio = shown / evenIn(header, x, y);
   const weight = level === 0 ? "cannot look there"
-    : `${header.pool} ${level === 1 ? "≤" : "≈"} ${(10 ** ((level - 1) / 254 * 5 - 5)).toPrecision(2)}`;
+    : `${header.pool} ${level === 1 ? "≤" : "≈"} ${shown.toPrecision(2)}`
+      + ` (${ratio < 10 ? ratio.toPrecision(2) : Math.round(ratio)}× even)`;
   return `${weight}  ·  query ${range(header.queryEdges, y)} “${header.queryText[y]}”`
     + `  ·  key ${range(header.keyEdges, x)} “${header.keyText[x]}”`;
+}
+
+// What a cell holds of even attention, the same for every key that a query sees, pooled alike.
+function evenIn(header, x, y) {
+  let peak = 0, mass = 0;
+  for (let query = header.queryEdges[y]; query < header.queryEdges[y + 1]; query++) {
+    const seen = Math.min(query + 1, header.span ?? Infinity);
+    const first = Math.max(header.keyEdges[x], query + 1 - seen);
+    const keys = Math.max(0, Math.min(header.keyEdges[x + 1], query + 1) - first);
+    if (keys) peak = Math.max(peak, 1 / seen);
+    mass += keys / seen;
+  }
+  return header.pool === "peak" ? peak : mass / (header.queryEdges[y + 1] - header.queryEdges[y]);
 }
 
 function range(edges, i) {

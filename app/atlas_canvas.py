@@ -1,5 +1,9 @@
 """The canvas component: bytes in, a click on a head or a part of a map out.
 
+The thumbnails of all heads are megabytes, which Streamlit sends once and names from then on, for as
+long as not one byte of them changes. So they do not say which head is chosen: the window does,
+which is another one for every head, and the browser frames it on the sheet.
+
 Its script is one file of ours; nothing in it comes from a prompt or a model. Texts go to it as data
 and are drawn as text.
 """
@@ -15,19 +19,22 @@ import streamlit as st
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from ..models.types import HeadId
 from .atlas_maps import GAP, Pool, Sheet, packed
 from .charts import WEIGHT_COLOURS
 
-_INK = {"light": "#31333f", "dark": "#fafafa"}
+INK = {"light": "#31333f", "dark": "#fafafa"}
 _FRAME = {"light": "#d55e00", "dark": "#ffb000"}
 _NOTHING = {"light": "#dcdee3", "dark": "#3a3c45"}
 
 _canvas = st.components.v2.component(
     "mnemoscope_atlas",
-    html='<div class="atlas"><canvas role="img"></canvas><div class="readout"></div></div>',
+    html='<div class="atlas"><canvas role="application" tabindex="0"></canvas>'
+    '<div class="readout" aria-live="polite"></div></div>',
     css="""
 .atlas { font-family: var(--st-font); font-size: 13px; color: var(--st-text-color); }
 .atlas canvas { display: block; cursor: crosshair; touch-action: pan-y; }
+.atlas canvas:focus-visible { outline: 2px solid var(--st-primary-color); }
 .atlas .readout { min-height: 2.8em; line-height: 1.4; margin-top: 4px; overflow-wrap: anywhere; }
 """,
     js=Path(__file__).with_name("atlas_canvas.js").read_text("utf-8"),
@@ -39,19 +46,18 @@ def draw_atlas(
     picture: UInt8[ndarray, "y x"],
     *,
     key: str,
-    chosen: tuple[int, int],
     alt: str,
     on_picked: Callable[[], None],
 ) -> None:
-    """The sheet of thumbnails; `on_picked` runs after a click, `happened` tells which head."""
+    """The sheet of thumbnails; `on_picked` runs after a click, `happened` tells which head. The
+    same bytes whichever head is chosen."""
     header = {
         "kind": "atlas",
         "name": key,
         "sheet": asdict(sheet),
         "gap": GAP,
-        "chosen": chosen,
         "alt": alt,
-        "hint": "Point at a head for its name, click to choose it.",
+        "hint": "Point at a head for its name, click to choose it; or arrow keys, then Enter.",
     }
     _canvas(key=key, data=packed(picture, header | _look()), on_picked_change=on_picked)
 
@@ -63,11 +69,14 @@ def draw_window(
     marks: list[dict[str, Any]],
     *,
     key: str,
+    head: HeadId,
+    span: int | None,
     pool: Pool,
     alt: str,
     on_part: Callable[[], None],
 ) -> None:
-    """One head's map; `edges` and `texts` by "query" and "key", `marks` are spans with colours."""
+    """One head's map, which frames the head in the atlas; `edges` and `texts` by "query" and "key",
+    `marks` are spans with colours, `span` is `WindowMap.span`."""
     header = {
         "kind": "window",
         "name": key,
@@ -77,8 +86,11 @@ def draw_window(
         "keyText": texts["key"],
         "marks": marks,
         "pool": pool,
+        "span": span,
+        "chosen": {"layer": head.layer, "head": head.head},
         "alt": alt,
-        "hint": "Point at a cell to read it, drag over a part to enlarge it, double-click for all.",
+        "hint": "Point at a cell to read it, or use the arrow keys; drag over a part to enlarge "
+        "it, double-click for all.",
     }
     _canvas(key=key, data=packed(picture, header | _look()), on_part_change=on_part)
 
@@ -95,7 +107,7 @@ def _look() -> dict[str, Any]:
     return {
         "palette": [_rgb(colour) for colour in WEIGHT_COLOURS[theme]],
         "nothing": _rgb(_NOTHING[theme]),
-        "ink": _INK[theme],
+        "ink": INK[theme],
         "frame": _FRAME[theme],
     }
 

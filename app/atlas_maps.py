@@ -70,7 +70,8 @@ class Atlas:
 
 @dataclass(frozen=True, eq=False)
 class WindowMap:
-    """One head's map in a window, and what stands in each bin, cut short."""
+    """One head's map in a window, and what stands in each bin, cut short. `span` is how many keys
+    a query sees at the most, its own and those before it; None without such a limit."""
 
     query_edges: tuple[int, ...]
     key_edges: tuple[int, ...]
@@ -78,6 +79,7 @@ class WindowMap:
     mass: Float[np.ndarray, "query_bin key_bin"]
     query_text: list[str]
     key_text: list[str]
+    span: int | None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def window_map(
     maps = scores.pooled(queries, keys)
     pieces = [token_label(piece) for piece in model.pieces(found.followed(mode).asked.ids)]
     peak, mass = (map[0].cpu().numpy() for map in (maps.peak, maps.mass))
-    return WindowMap(queries, keys, peak, mass, _texts(pieces, queries), _texts(pieces, keys))
+    texts = _texts(pieces, queries), _texts(pieces, keys)
+    return WindowMap(queries, keys, peak, mass, *texts, scores.options.get("sliding_window"))
 
 
 def levels(weights: Float[np.ndarray, "*cells"]) -> UInt8[np.ndarray, "*cells"]:

@@ -7,7 +7,8 @@ from typing import Any
 import streamlit as st
 
 from ..models.types import HeadId
-from . import background, chart_files, exports, needle_cached, selection
+from ..probes.retrieval_readings import SINK
+from . import background, chart_files, exports, map_files, needle_cached, selection
 from .atlas_canvas import draw_atlas, draw_window, happened
 from .atlas_maps import POOLS, Pool, Window, atlas, atlas_picture, levels
 from .edge_section import show_edges
@@ -62,16 +63,22 @@ def show_atlas(scene: NeedleScene, pool: Pool, sink: bool) -> None:
         sheet,
         picture,
         key=ATLAS,
-        chosen=(head.layer, head.head),
-        alt=f"Attention maps of all heads, one row a layer; {head} is framed.",
+        alt="Attention maps of all heads, one row a layer.",
         on_picked=on_picked,
     )
     theme = st.context.theme.type or "light"
     place = (*sheet.place(head), sheet.step_y, sheet.step_x)
+
+    def png() -> bytes:
+        return chart_files.map_png(picture, theme, frame=place)
+
     exports.image(
-        lambda: chart_files.map_png(picture, theme, frame=place),
+        png,
+        lambda: map_files.map_svg(png(), picture.shape, *map_files.atlas_axes(sheet), theme),
+        lambda: map_files.atlas_table(shown),
         name="attention maps of all heads",
         alt=f"Attention maps of all heads, one row a layer; {head} is framed.",
+        long=True,
     )
     bins = len(shown.query_edges) - 1
     exports.caption(
@@ -80,7 +87,15 @@ def show_atlas(scene: NeedleScene, pool: Pool, sink: bool) -> None:
         f"question do. Grey: out of sight. {head} rests {shown.sink[head.layer, head.head]:.0%} of "
         f"its attention on the first four tokens, all heads {shown.sink.mean():.0%}"
         + ("." if sink else "; they are left out.")
+        + f" Even attention over all tokens so far would rest {even_sink(tokens):.1%} there, and "
+        f"give each token {1 / tokens:.5f} at the end. The Parquet file holds peak and mass of "
+        f"every cell in sight: at most {shown.peak.size:,} rows. In the SVG the maps are pixels."
     )
+
+
+def even_sink(tokens: int) -> float:
+    """What the sink gets of even attention over all tokens so far, mean over the queries."""
+    return sum(min(SINK, seen) / seen for seen in range(1, tokens + 1)) / tokens
 
 
 def may_draw(scene: NeedleScene, tokens: int) -> bool:
@@ -134,13 +149,23 @@ def show_part(scene: NeedleScene, pool: Pool, sink: bool) -> None:
             {"query": maps.query_text, "key": maps.key_text},
             span_marks(scene),
             key=WINDOW,
+            head=head,
+            span=maps.span,
             pool=pool,
             alt=words,
             on_part=on_part,
         )
         theme = st.context.theme.type or "light"
+        enlarge = max(1, 512 // max(picture.shape))
+        size = (picture.shape[0] * enlarge, picture.shape[1] * enlarge)
+
+        def png() -> bytes:
+            return chart_files.map_png(picture, theme, enlarge=enlarge)
+
         exports.image(
-            lambda: chart_files.map_png(picture, theme, enlarge=max(1, 512 // len(picture))),
+            png,
+            lambda: map_files.map_svg(png(), size, *map_files.window_axes(maps, enlarge), theme),
+            lambda: map_files.window_table(maps),
             name=f"attention map of {head}",
             alt=words,
         )
@@ -150,8 +175,10 @@ def show_part(scene: NeedleScene, pool: Pool, sink: bool) -> None:
         cell_keys = -(-(window.k1 - window.k0) // (len(maps.key_edges) - 1))
         exports.caption(
             f"Queries down, keys across; a cell is up to {cell_queries} × {cell_keys} tokens. Bars "
-            "at the edges: needle blue, answer orange, rival grey, question green. What is in "
-            "view is computed from the queries and keys of the trial, the model does not run."
+            "at the edges: needle blue, answer orange, rival grey, question green. The number "
+            "beside a weight is how many times that of even attention it is, the same for every "
+            "key that a query sees. What is in view is computed from the queries and keys of the "
+            "trial, the model does not run. In the SVG the map is pixels, with axes in words."
         )
 
 

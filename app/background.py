@@ -1,13 +1,16 @@
 """Work of more than a few seconds for a page: a thread of the server does it, the page watches.
 
 A page that computes answers nobody; one that watches shows how far the work is, can stop it, and
-goes on by itself when it is done. The work of a key is done once, whoever asks for it; its result
-is kept while it is among the last few of its kind.
+goes on by itself when it is done. The work of a key is done once, whoever asks for it. At most
+`AT_ONCE` works of a kind go on at once on this server; those that come later wait in line, and
+nothing but Stop and the end of its model ends a work early. A result is kept while it is among the
+last `KEPT` of its kind that were finished.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +24,8 @@ Tell = Callable[[float, str], None]
 """Called with the share that is done, 0 to 1, and what is being done. Raises `StoppedError` once
 the work is not wanted any more."""
 Kind = Literal["trial", "atlas", "change", "control", "rates"]
-KEPT = 2
+AT_ONCE, KEPT = 2, 2
+"""Of each kind, for all users together: works that go on, and finished ones that are kept."""
 LONGEST = 3600.0
 SOON, EVERY = 1.0, 1.0
 """Seconds that a page waits before it watches, and between its looks."""
@@ -40,6 +44,8 @@ class Work:
 
     def __init__(self, make: Callable[[Tell], Any]) -> None:
         self.share, self.words = 0.0, ""
+        self.ended = 0.0
+        """By the monotonic clock; 0 while it goes on."""
         self._unwanted, self._ended = threading.Event(), threading.Event()
         self._value: Any = None
         self._error: BaseException | None = None
@@ -50,8 +56,10 @@ class Work:
         return self._ended.wait(seconds)
 
     def stop(self) -> None:
-        """Ask it to end at its next step."""
+        """Ask it to end at its next step, or now if it waits for its turn."""
         self._unwanted.set()
+        with _TURNS:
+            _TURNS.notify_all()
 
     @property
     def value(self) -> Any:
@@ -66,6 +74,7 @@ class Work:
         except BaseException as error:  # told in the page's thread, by `value`
             self._error = error
         finally:
+            self.ended = time.monotonic()
             self._ended.set()
 
     def _tell(self, share: float, words: str) -> None:
@@ -75,7 +84,9 @@ class Work:
 
 
 _WORKS: dict[tuple[Kind, Hashable], Work] = {}
-_CHANGING = threading.Lock()
+_LINES: dict[Kind, list[object]] = {}
+"""A ticket for each work that goes on or waits, in the order they came."""
+_CHANGING, _TURNS = threading.Lock(), threading.Condition()
 _FORGOTTEN = [0]
 """How often `drop_all` was called: until the next time a page's own cache has what it was shown."""
 
@@ -86,14 +97,39 @@ def work_of(kind: Kind, key: Hashable) -> Work | None:
 
 
 def start(kind: Kind, key: Hashable, make: Callable[[Tell], Any]) -> Work:
-    """The work of this key, begun now unless it is there; the oldest of its kind are let go of."""
+    """The work of this key, put in line now unless it is there.
+
+    What ended longest ago of its kind is forgotten, but for the last `KEPT`.
+    """
     with _CHANGING:
         if (kind, key) not in _WORKS:
-            _WORKS[kind, key] = Work(make)
-            mine = [one for one in _WORKS if one[0] == kind]
-            for old in mine[:-KEPT]:
-                _WORKS.pop(old).stop()
+            over = [one for one, work in _WORKS.items() if one[0] == kind and work.ended]
+            for old in sorted(over, key=lambda one: _WORKS[one].ended)[:-KEPT]:
+                _WORKS.pop(old)
+            _WORKS[kind, key] = Work(lambda tell: _in_turn(kind, make, tell))
         return _WORKS[kind, key]
+
+
+def _in_turn(kind: Kind, make: Callable[[Tell], Any], tell: Tell) -> Any:
+    """What `make` makes, when fewer than `AT_ONCE` works that came before it still go on.
+
+    One that was stopped counts until it heeds that. Raises `StoppedError` for one that is stopped
+    while it waits, and what `make` raises.
+    """
+    ticket, line = object(), _LINES.setdefault(kind, [])
+    with _TURNS:
+        line.append(ticket)
+    try:
+        with _TURNS:
+            while (ahead := line.index(ticket)) >= AT_ONCE:
+                tell(0.0, f"in line behind {ahead} others, {AT_ONCE} at a time")
+                _TURNS.wait(EVERY)
+        tell(0.0, "")
+        return make(tell)
+    finally:
+        with _TURNS:
+            line.remove(ticket)
+            _TURNS.notify_all()
 
 
 def drop(kind: Kind, key: Hashable) -> None:

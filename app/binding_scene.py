@@ -62,21 +62,21 @@ def binding_sidebar(settings: Settings) -> BindingScene:
     forget_unless("pairs", names)
     runs = {run.id: run for run in finished_probe_runs(settings.runs_root, loaded.model.name)}
     sources = (HERE, *runs)
-    forget_unless("run", sources)
+    forget_unless("curves", sources)
     with st.sidebar:
         name = st.selectbox("Relation of pairs", names, key="pairs", bind="query-params")
         most = st.select_slider(
             "Pairs, at the most",
             _COUNTS,
             USUAL,
-            key="most",
+            key="most_pairs",
             bind="query-params",
             help="The work grows with the square of this number. More pairs: `mnemoscope binding`.",
         )
         source = st.selectbox(
             "Curves measured by",
             sources,
-            key="run",
+            key="curves",
             bind="query-params",
             help="This page, or a finished run of `mnemoscope binding probe` of this model.",
         )

@@ -120,7 +120,10 @@ def choose_units(model: HookedModel) -> tuple[tuple[NeuronId, ...], UnitOp, floa
         )
         factor = 0.0
         if op == "scale":
-            factor = st.slider(
-                "Factor of the units", -2.0, 5.0, 2.0, 0.5, key="unit_factor", bind="query-params"
-            )
+            factor = choose_unit_factor("Factor of the units")
     return units, op, factor
+
+
+def choose_unit_factor(label: str) -> float:
+    """What units are multiplied by, part of the address."""
+    return st.slider(label, -2.0, 5.0, 2.0, 0.5, key="unit_factor", bind="query-params")

@@ -2,7 +2,8 @@
 
 An edge goes from a query to a key it attends to. Each query keeps its `k` strongest; what these
 leave out is told as the share that they hold. A sink (the first tokens, where attention rests
-whatever is said) can be left out, and its share is told too.
+whatever is said) can be left out, and its share is told too. The baseline of all of it is even
+attention: the same weight for every key that the query sees.
 """
 
 from __future__ import annotations
@@ -36,15 +37,27 @@ class Edges:
 
     `keys` are -1, and `weights` 0, where a query sees fewer keys. `kept` is the share of each
     query's attention that its edges hold, `sink` the share on the first `sinks` tokens, which the
-    edges leave out when `without_sink`.
+    edges leave out when `without_sink`. `seen` counts the keys that a query sees, the sink's too.
     """
 
     keys: Int[np.ndarray, "query k"]
     weights: Float[np.ndarray, "query k"]
     kept: Float[np.ndarray, " query"]
     sink: Float[np.ndarray, " query"]
+    seen: Int[np.ndarray, " query"]
     sinks: int
     without_sink: bool
+
+    @property
+    def even_kept(self) -> float:
+        """The share that as many edges hold of even attention, mean over the queries."""
+        return float(((self.keys >= 0).sum(-1) / self.seen).mean())
+
+    @property
+    def even_sink(self) -> float:
+        """The share of even attention over all tokens so far that rests on the sink."""
+        so_far = np.arange(1, len(self.sink) + 1)
+        return float((np.minimum(so_far, self.sinks) / so_far).mean())
 
 
 def head_scores(model: HookedModel, text: str, head: HeadId) -> HeldScores:
@@ -71,8 +84,11 @@ def top_edges(scores: HeldScores, *, sinks: int, without_sink: bool = True, k: i
     keys = np.full((tokens, k), -1, np.int32)
     weights = np.zeros((tokens, k), np.float32)
     sink = np.zeros(tokens, np.float32)
+    seen = np.zeros(tokens, np.int32)
     for first, stop in pairwise([*range(0, tokens, _AT_ONCE), tokens]):
-        rows = scores.rows(first, stop)[0].exp_()
+        rows = scores.rows(first, stop)[0]
+        seen[first:stop] = (rows > -torch.inf).sum(-1).cpu()
+        rows.exp_()
         sink[first:stop] = rows[:, :sinks].sum(-1).cpu()
         if without_sink:
             rows[:, :sinks] = 0
@@ -81,13 +97,14 @@ def top_edges(scores: HeldScores, *, sinks: int, without_sink: bool = True, k: i
         weights[first:stop, :many] = top.values.float().cpu()
         keys[first:stop, :many] = top.indices.cpu()
     keys[weights <= 0] = -1
-    return Edges(keys, weights, weights.sum(-1), sink, sinks, without_sink)
+    return Edges(keys, weights, weights.sum(-1), sink, seen, sinks, without_sink)
 
 
 def edge_table(
     found: Edges, labels: Sequence[str], queries: tuple[int, int] | None = None
 ) -> polars.DataFrame:
-    """One row an edge, the strongest first: `query`, `query_token`, `key`, `key_token`, `weight`.
+    """One row an edge, the strongest first: `query`, `query_token`, `key`, `key_token`, `weight`,
+    and `times_even`, the weight over that of even attention.
 
     `labels` are the tokens as shown; `queries` (start, stop) leaves out the others.
     """
@@ -104,6 +121,7 @@ def edge_table(
             "key": key[order],
             "key_token": shown[key[order]].tolist(),
             "weight": weight[order].astype(np.float64),
+            "times_even": (weight * found.seen[query])[order].astype(np.float64),
         },
         schema_overrides={"query_token": polars.String, "key_token": polars.String},
     )

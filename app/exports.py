@@ -38,6 +38,7 @@ __all__ = [
     "begin",
     "caption",
     "chart",
+    "drawing",
     "file_button",
     "header",
     "image",
@@ -145,10 +146,32 @@ def table(
     _menu(name, _tables(lambda: rows if whole is None else whole), key)
 
 
-def image(made: Callable[[], bytes], *, name: str, alt: str) -> None:
-    """A PNG of what a canvas of the page shows: it is kept, and a button saves it."""
-    kept_view.keep(lambda: Picture(name, alt, png=chart_files.lighter(made())))
-    _menu(name, {"png": made})
+def image(
+    png: Callable[[], bytes],
+    svg: Callable[[], str],
+    rows: Callable[[], polars.DataFrame],
+    *,
+    name: str,
+    alt: str,
+    long: bool = False,
+) -> None:
+    """Files of what a canvas of the page shows; a saved view has the PNG. A `long` table is saved
+    as parquet alone, and no part of a saved view."""
+
+    def kept() -> Picture:
+        return Picture(name, alt, png=chart_files.lighter(png()), rows=None if long else rows())
+
+    kept_view.keep(kept)
+    tables = _tables(rows)
+    if long:
+        tables.pop("csv")
+    _menu(name, {"png": png, "svg": lambda: svg().encode(), **tables})
+
+
+def drawing(svg: Callable[[], str], *, name: str, alt: str) -> None:
+    """An SVG of what a component of the page shows: it is kept, and a button saves it."""
+    kept_view.keep(lambda: Picture(name, alt, svg()))
+    _menu(name, {"svg": lambda: svg().encode()})
 
 
 def header(text: str) -> None:

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars
-from torch import Tensor
 
-from ..interventions.pruning_plan import plan_pruning
+from ..cli.prune_config import PruneConfig
+from ..cli.prune_recipe import config_of
+from ..cli.prune_run import plan_of
 from ..models.errors import MnemoscopeError
 from ..models.hooked import HookedModel
-from ..models.load import checkpoint_folder
 from ..models.types import HeadId
 from ..results.head_set import HeadScore, HeadSet, check_fits, load_head_set, save_head_set
+from ..results.provenance import JSON
+from .settings import Settings
 from .switched_off import OFF, HeadChange
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -66,12 +68,16 @@ def save_as(folder: Path, file_name: str, head_set: HeadSet, *, force: bool) -> 
 
 def plain_path(folder: Path, file_name: str) -> Path:
     """`folder/name.json`. Raises `MnemoscopeError` for a name with separators."""
-    name = file_name.strip().removesuffix(".json")
+    return folder / f"{plain_name(file_name.strip().removesuffix('.json'))}.json"
+
+
+def plain_name(name: str) -> str:
+    """The name, which stays in its folder. Raises `MnemoscopeError` for one with separators."""
     if not _NAME.fullmatch(name):
         raise MnemoscopeError(
-            f"{file_name!r} is no plain file name: use letters, digits, '-', '_' and '.'."
+            f"{name!r} is no plain file name: use letters, digits, '-', '_' and '.'."
         )
-    return folder / f"{name}.json"
+    return name
 
 
 def saved_sets(folder: Path) -> list[str]:
@@ -86,40 +92,70 @@ def heads_of(folder: Path, file_name: str, model: HookedModel) -> tuple[HeadId, 
     return head_set.ids
 
 
-def prune_command(checkpoint: str, head_set_file: Path, out: str, change: HeadChange = OFF) -> str:
-    """The command that writes this change of a file's heads into a checkpoint, for a shell.
+def pruned_root(settings: Settings) -> Path:
+    """The folder of the checkpoints that pages write, beside that of the head sets."""
+    return settings.head_sets.with_name("pruned")
 
-    Raises `MnemoscopeError` for a change of edges, which no weights stand for.
+
+def pruned_name(checkpoint: str, head_set_file: Path, change: HeadChange = OFF) -> str:
+    """What a checkpoint with this change of a file's heads is called at first."""
+    how = {"zero": "", "scale": f"-x{change.factor:g}"}.get(change.op, f"-{change.op}")
+    name = f"{Path(checkpoint).name.removesuffix('.gguf')}-{head_set_file.stem}{how}"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).lstrip("_.-")
+
+
+def pruning(
+    checkpoint: str, heads: Sequence[HeadId] | Path, out: Path, change: HeadChange = OFF
+) -> PruneConfig:
+    """What `prune run` is asked for by this change of these heads, or of a head-set file's.
+
+    Raises `MnemoscopeError` for a change of edges, which no weights stand for, and for a factor
+    that changes nothing.
     """
-    parts = ("mnemoscope", "prune", "run", checkpoint)
-    how: dict[str, tuple[str, ...]] = {
-        "zero": (),
-        "mean": ("--mode", "mean"),
-        "scale": ("--factor", f"{change.factor:g}"),
+    factor = float(f"{change.factor:g}")  # as the command says it
+    how: dict[str, dict[str, JSON]] = {
+        "zero": {},
+        "mean": {"mode": "mean"},
+        "scale": {"mode": "scale", "factor": factor} if factor else {},
     }
     if change.op not in how:
         raise MnemoscopeError(
             f"{change.op!r} changes what heads see, which no weights stand for: choose zero, mean "
             "or scale to write the heads' change into a checkpoint."
         )
-    return shlex.join([*parts, "--headset", str(head_set_file), *how[change.op], "--out", out])
+    named = (
+        {"from": str(heads)}
+        if isinstance(heads, Path)
+        else {"list": [[head.layer, head.head] for head in heads]}
+    )
+    return config_of(
+        {
+            "source": {"path": checkpoint},
+            "heads": named,
+            "method": how[change.op],
+            "output": {"path": str(out)},
+        }
+    )
 
 
-def dry_run(
-    checkpoint: str,
-    heads: Sequence[HeadId],
-    change: HeadChange = OFF,
-    means: Mapping[HeadId, Tensor] | None = None,
-) -> str:
-    """What this change of the heads would do to the files, by configuration and headers only.
+def prune_command(config: PruneConfig, runs: Path) -> str:
+    """The command of a pruning by a head-set file, for a shell: the same run, by its id too."""
+    method = config.method
+    how: Mapping[str, tuple[str, ...]] = {
+        "mean": ("--mode", "mean"),
+        "scale": ("--factor", f"{method.factor or 0:g}"),
+    }
+    parts = ("mnemoscope", "prune", "run", config.source.path, "--headset", str(config.heads.from_))
+    places = ("--out", config.output.path, "--runs", str(runs))
+    return shlex.join([*parts, *how.get(method.mode, ()), *places])
 
-    `means` are the heads' mean outputs, which "mean" needs. Raises what `plan_pruning` raises, and
-    `ModelNotFoundError` for a model that is no folder here.
+
+def dry_run(config: PruneConfig) -> str:
+    """What a pruning would do to the files, by configuration and headers only.
+
+    Raises what `plan_of` raises.
     """
-    factor = change.factor if change.op == "scale" else 0.0
-    given = means if change.op == "mean" else None
-    folder = checkpoint_folder(checkpoint)
-    return plan_pruning(folder, heads, factor=factor, mean_outputs=given).describe()
+    return plan_of(config).describe()
 
 
 def _scored(head: HeadId, row: dict[str, float | None], role: str) -> HeadScore:

@@ -124,9 +124,11 @@ def show_pattern(scene: Scene) -> None:
     which, text = shown_text(scene)
     exports.subheader(f"Head {head}")
     found = cached.pattern_of_head(scene.loaded, scene.loaded.key, text, head.layer, head.head)
+    tokens = len(found.labels)
     exports.caption(
         f"{head} {sharing(anatomy, head)}. {found.sink:.0%} of END's attention rests on the first "
-        f"token (the sink){'' if sink else ', which is left out'}."
+        f"token (the sink){'' if sink else ', which is left out'}. Even attention would give each "
+        f"of the {tokens} tokens {1 / tokens:.1%}."
     )
     exports.chart(
         end_row_chart(end_row_table(found, sink=sink)),
@@ -148,7 +150,9 @@ def show_pattern(scene: Scene) -> None:
     )
     exports.caption(
         f"Attention of {head} {which}: each row is a token that looks, each column one that is "
-        "looked at. The colour scale is a square root, so that small weights show."
+        "looked at. The colour scale is a square root, so that small weights show. Even attention "
+        "gives the first row's only token 1, each of two in the second row 1/2, and so on down to "
+        f"{1 / tokens:.3f} in the last."
     )
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import streamlit as st
 
-from ..cli import binding_probing, neuron_finding, retrieval_scoring, scoring
+from ..cli import binding_probing, neuron_finding, prune_kept, retrieval_scoring, scoring
 from ..cli.binding_pairs import PairsConfig, asked_pairs
+from ..cli.prune_config import PruneConfig
 from ..data.facts.items import relation_names
+from ..models.errors import CheckpointError
+from ..results.run import RunFolder
+from ..results.run_folder import run_id_of
 from . import cached
 from .binding_pairs import relation_names as pair_relation_names
-from .job_section import Order, show_job_start
+from .job_section import Order, show_job_start, start
 from .neuron_scene import FEW
+from .plain import told
 from .settings import Settings
 
 Ordered = Callable[[], Order]
@@ -100,6 +106,33 @@ def show_binding_job(settings: Settings, label: str) -> None:
 
     words = "Compares an entity that is read with one about to be said, layer by layer, controlled."
     show_job_start(settings, words, form)
+
+
+def show_prune_now(settings: Settings, config: PruneConfig) -> None:
+    """A button that starts `prune run`; the card of the job is where the page shows that of its
+    address. What is in the way is said below the button."""
+    if not st.button("Prune now", type="primary", key="prune_now"):
+        return
+    with told():
+        check_free(settings.runs_root, config)
+        start(settings, Order(prune_kept.KIND, config.document()))
+        st.caption("Started as a job: its card is further down on this page.")
+
+
+def check_free(root: Path, config: PruneConfig) -> None:
+    """Raises `CheckpointError` where `prune run` would refuse the folder, or find its run finished
+    and the folder gone, which a job leaves as it is."""
+    out, run = (
+        Path(config.output.path),
+        RunFolder(root, run_id_of(prune_kept.KIND, config.document())),
+    )
+    if out.exists() and not run.partial.is_dir():
+        raise CheckpointError(f"{out} exists already: choose another name.")
+    if run.final.is_dir() and not out.exists():
+        raise CheckpointError(
+            f"{out} is gone since the run {run.id} wrote it: choose another name, or give the "
+            "command in a terminal, which writes it anew."
+        )
 
 
 def _first(name: str) -> int:

@@ -43,19 +43,30 @@ def show_job_start(settings: Settings, words: str, form: Callable[[], Callable[[
     """A form whose button starts a job, and below it the card of the address's job.
 
     `form` draws the fields and returns what makes the order of them, which may take seconds and
-    is called only when the button was pressed. What it raises is shown in its place.
+    is called only when the button was pressed. What either raises is shown in its place, above the
+    card.
     """
     st.header("As a job", anchor=False)
     st.caption(
         f"{words} It goes on when this tab is closed, and the command line sees the same run."
     )
-    with st.form("job_form", border=True):
-        order = form()
-        pressed = st.form_submit_button("Start as a job", type="primary")
-    if pressed:
-        with told(), st.spinner("Starting …"):
-            asked = order()
-            st.query_params[ADDRESS] = start_job(settings, asked.kind, asked.key)
+    with told():
+        with st.form("job_form", border=True):
+            order = form()
+            pressed = st.form_submit_button("Start as a job", type="primary")
+        if pressed:
+            with st.spinner("Starting …"):
+                start(settings, order())
+    show_job_of_address()
+
+
+def start(settings: Settings, order: Order) -> None:
+    """Start the job and put it into the address. Raises what `start_job` raises."""
+    st.query_params[ADDRESS] = start_job(settings, order.kind, order.key)
+
+
+def show_job_of_address() -> None:
+    """The card of the address's job, and a link to the page of runs; nothing without a job."""
     run_id = st.query_params.get(ADDRESS)
     if run_id:
         job_card(run_id)

@@ -3,11 +3,14 @@
 A residual state goes straight through what the model does after its blocks (final norm,
 unembedding, soft caps), by the model's own code (nostalgebraist 2020). The last row is the model's
 own prediction. A lens reads early layers badly in every model: what it does not show may be there.
+
+The control of followed tokens are prompts of the same tokens in random order: what a token gets
+there it owes to which tokens are in the text, not to what they say in their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +26,17 @@ from ..models.tokens import TokenBatch
 from ..models.types import Site
 from .answers import token_label
 
+SHUFFLES = 8
+"""Random orders of the prompt's tokens."""
 _MEMORY_MB = 128
 
 
 @dataclass(frozen=True, eq=False)
 class Lens:
     """The last positions of a text. Rows of the arrays: the input of every block, then the last
-    output; `named` holds the probability of single tokens, by name."""
+    output; `named` holds the probability of single tokens, by name, and `shuffled` the same at END
+    of prompts whose tokens stand in random order: of none where the text is too short for that.
+    """
 
     positions: tuple[int, ...]
     labels: tuple[str, ...]
@@ -37,14 +44,16 @@ class Lens:
     top_text: tuple[tuple[str, ...], ...]
     probability: Float[np.ndarray, "layer pos"]
     named: Mapping[str, Float[np.ndarray, "layer pos"]]
+    shuffled: Mapping[str, Float[np.ndarray, "prompt layer"]]
 
 
 @torch.no_grad()
 def logit_lens(chain: EndChain, text: str, last: int, ids: Mapping[str, int]) -> Lens:
     """Read the `last` positions of the text; `ids` names tokens to follow through the layers.
 
-    Work: `2 d_model d_vocab` operations a layer and position; logits are held for some states at a
-    time (128 MiB). Raises `MnemoscopeError` for no positions.
+    Work: `2 d_model d_vocab` operations a layer and position, and one pass over the text; for the
+    control of followed tokens as many passes as `SHUFFLES`, with a position each. Logits are held
+    for some states at a time (128 MiB). Raises `MnemoscopeError` for no positions.
     """
     if last < 1:
         raise MnemoscopeError("a lens needs at least one position to read.")
@@ -56,6 +65,7 @@ def logit_lens(chain: EndChain, text: str, last: int, ids: Mapping[str, int]) ->
         states = lens_states(model, batch, positions)
         flat = states.flatten(0, 1)
         found = [read_states(chain, piece, ids) for piece in flat.split(_at_once(model))]
+        shuffled = read_shuffled(chain, batch.ids[0].tolist(), ids) if ids else {}
     shape = (len(states), len(positions))
     best, probability = (torch.cat([one[i] for one in found]).view(shape) for i in (0, 1))
     named = torch.cat([one[2] for one in found]).view(*shape, len(ids))
@@ -67,7 +77,38 @@ def logit_lens(chain: EndChain, text: str, last: int, ids: Mapping[str, int]) ->
         tuple(tuple(map(token_label, model.pieces(row))) for row in best.tolist()),
         probability.numpy(),
         {name: named[..., i].numpy() for i, name in enumerate(ids)},
+        shuffled,
     )
+
+
+def read_shuffled(
+    chain: EndChain, prompt: Sequence[int], ids: Mapping[str, int]
+) -> dict[str, Float[np.ndarray, "prompt layer"]]:
+    """The named tokens at END of the prompt's tokens in random order; the first token, where
+    attention rests, and END stay. No row where there is no other order."""
+    model, orders = chain.model, shuffled_prompts(prompt)
+    rows = []
+    for order in orders:
+        states = lens_states(model, model.batch([order]), (len(order) - 1,))[:, 0]
+        pieces = [read_states(chain, part, ids)[2] for part in states.split(_at_once(model))]
+        rows.append(torch.cat(pieces).numpy())
+    found = np.stack(rows) if rows else np.zeros((0, model.anatomy.n_layers + 1, len(ids)))
+    return {name: found[..., i] for i, name in enumerate(ids)}
+
+
+def shuffled_prompts(prompt: Sequence[int], draws: int = SHUFFLES) -> list[list[int]]:
+    """The prompt's tokens in other orders, random of seed 0, the first and the last in their
+    places; none where there is no other order."""
+    inner = list(prompt[1:-1])
+    if len(set(inner)) < 2:
+        return []
+    random = np.random.default_rng(0)
+    orders: list[list[int]] = []
+    while len(orders) < draws:
+        order = random.permutation(inner).tolist()
+        if order != inner:
+            orders.append([prompt[0], *order, prompt[-1]])
+    return orders
 
 
 def lens_table(found: Lens) -> polars.DataFrame:
@@ -93,6 +134,20 @@ def answer_table(found: Lens) -> polars.DataFrame:
     ]
     schema = {"layer": polars.Int64, "answer": polars.String, "probability": polars.Float64}
     return polars.DataFrame(rows, schema=schema)
+
+
+def shuffled_table(found: Lens) -> polars.DataFrame:
+    """`layer`, `answer`, and over the shuffled prompts `mean`, `low` and `high` of the probability
+    of the named tokens at END; no rows where there are no such prompts."""
+    rows = [
+        {"layer": layer, "answer": f"{name} answer"}
+        | {"mean": float(p.mean()), "low": float(p.min()), "high": float(p.max())}
+        for name, prompts in found.shuffled.items()
+        if len(prompts)
+        for layer, p in enumerate(prompts.T)
+    ]
+    ends = dict.fromkeys(("mean", "low", "high"), polars.Float64)
+    return polars.DataFrame(rows, schema={"layer": polars.Int64, "answer": polars.String, **ends})
 
 
 def lens_states(

@@ -10,8 +10,8 @@ import streamlit as st
 
 from . import cached, exports
 from .charts import CONTEXT, MEMORY, WEIGHT_COLOURS, WEIGHT_INK
-from .forecast import LONGEST_WAIT, lens_seconds
-from .lens import Lens, answer_table, lens_table
+from .forecast import LONGEST_WAIT, lens_seconds, reading_seconds
+from .lens import SHUFFLES, Lens, answer_table, lens_table, shuffled_table
 from .plain import told
 from .scene import Scene, shown_text
 
@@ -41,7 +41,8 @@ def show_layers(scene: Scene) -> None:
 def read_lens(scene: Scene, text: str, last: int) -> Lens | None:
     """The lens, or None while long work waits for a click."""
     loaded, answers = scene.loaded, scene.answers
-    seconds = lens_seconds(loaded.model, last)
+    model = loaded.model
+    seconds = lens_seconds(model, last + SHUFFLES) + reading_seconds(model, [text] * SHUFFLES)
     asked = (loaded.key, text, last)
     if seconds > LONGEST_WAIT and st.session_state.get("lens_of") != asked:
         if not st.button(f"Read all layers (about {seconds:.0f} s)"):
@@ -71,14 +72,17 @@ def show_found(found: Lens, name: str) -> None:
         if rows.is_empty():
             exports.info("No answer to follow: type a memory answer on the left.")
             return
+        control = shuffled_table(found)
         exports.chart(
-            answer_lines(rows),
+            answer_lines(rows, control),
             name=f"answers along the layers {name}",
-            alt=f"Probability of the answers at END after each layer, {name}.",
+            alt=f"Probability of the answers at END after each layer, {name}, and the same with "
+            "the tokens in random order.",
         )
         exports.caption(
-            "Probability of each answer's first token at END after each layer. A lens reads early "
-            "layers badly in every model: what it does not show may be there all the same."
+            "Probability of each answer's first token at END after each layer. "
+            f"{control_words(control)} A lens reads early layers badly in every model: what it "
+            "does not show may be there all the same."
         )
 
 
@@ -125,19 +129,39 @@ def lens_chart(table: polars.DataFrame, theme: str = "light") -> Any:
     return alt.layer(cells, texts)
 
 
-def answer_lines(rows: polars.DataFrame) -> Any:
-    """One line an answer."""
+def control_words(control: polars.DataFrame) -> str:
+    """What the dashes are, or why there are none."""
+    if control.is_empty():
+        return "The text is too short for a control of its tokens in random order."
     return (
+        f"Dashes, the control: the same tokens in {SHUFFLES} random orders (the first and the last "
+        "stay), mean and range; what an answer gets there it owes to the words, not to their order."
+    )
+
+
+def answer_lines(rows: polars.DataFrame, control: polars.DataFrame) -> Any:
+    """One line an answer; its control in dashes, with the range as a band."""
+    x = alt.X("layer:Q", title="after layer", axis=alt.Axis(tickMinStep=1))
+    scale = alt.Scale(domain=[0, 1])
+    colour = alt.Color(
+        "answer:N",
+        scale=_ROLE,
+        legend=alt.Legend(orient="bottom", direction="vertical", title=None, symbolOpacity=1),
+    )
+    lines = (
         alt.Chart(rows, height=300)
         .mark_line(point=True)
         .encode(
-            x=alt.X("layer:Q", title="after layer", axis=alt.Axis(tickMinStep=1)),
-            y=alt.Y("probability:Q", title="probability at END", scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color(
-                "answer:N",
-                scale=_ROLE,
-                legend=alt.Legend(orient="bottom", direction="vertical", title=None),
-            ),
+            x=x,
+            y=alt.Y("probability:Q", title="probability at END", scale=scale),
+            color=colour,
             tooltip=["answer:N", "layer:Q", alt.Tooltip("probability:Q", format=".4f")],
         )
     )
+    if control.is_empty():
+        return lines
+    ends = [alt.Tooltip(f"{end}:Q", format=".4f") for end in ("mean", "low", "high")]
+    base = alt.Chart(control).encode(x=x, color=colour, tooltip=["answer:N", "layer:Q", *ends])
+    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    mean = base.mark_line(strokeDash=[4, 3]).encode(y=alt.Y("mean:Q", scale=scale))
+    return alt.layer(band, mean, lines)

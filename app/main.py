@@ -4,6 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 from mnemoscope.app import exports
+from mnemoscope.app.arrival import turn_to
 
 HERE = Path(__file__).parent
 PAGES = {
@@ -42,6 +43,7 @@ def main() -> None:
     if st.context.theme.type == "dark":
         st.html(HERE / "page-dark.css")
     exports.begin(title)
+    turn_to(page.url_path)
     page.run()
     exports.save_view()
 

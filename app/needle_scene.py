@@ -14,6 +14,7 @@ from ..models.hooked import HookedModel
 from ..models.types import HeadId
 from ..probes.retrieval_designs import TAUGHT
 from . import background, cached, exports, needle_cached, selection
+from .arrival import QUESTION
 from .forecast import LONGEST_WAIT, rough_pace, trial_seconds
 from .needle_trial import (
     MODES,
@@ -32,6 +33,7 @@ from .own_haystack_fields import choose_source, own_text
 from .settings import Settings
 
 KINDS: tuple[NeedleKind, ...] = ("literal", "non-literal")
+OF_A_QUESTION = (*QUESTION, "units", *selection.HEADS)
 FIRST_LENGTH = 512
 MOST_SEEDS = 99
 SURELY_SHORT = 0.05
@@ -102,7 +104,7 @@ def needle_sidebar(settings: Settings) -> NeedleScene | None:
     """Model and trial, each part of the address; None while a long trial waits for a click, or
     there is no text to read."""
     with st.sidebar:
-        label = selection.choose_model(settings)
+        label = selection.choose_model(settings, of_a_question=OF_A_QUESTION)
     loaded = cached.loaded_model(settings.models[label])
     source = choose_source()
     asked = ask_for(loaded.model) if source == "made" else own_text(settings, source)

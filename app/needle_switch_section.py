@@ -55,7 +55,7 @@ def choose_change(scene: NeedleScene) -> HeadChange:
         list(spans),
         default="needle",
         required=True,
-        key="span",
+        key="edges_to",
         bind="query-params",
     )
     return HeadChange(op, factor, tuple(range(*spans[name])))

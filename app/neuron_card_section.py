@@ -117,10 +117,13 @@ def show_prompts(scene: NeuronScene, unit: NeuronId, sign: int) -> None:
         alt="The prompts on which the unit is strongest.",
     )
     ours = int((top["relation"] == scene.relation).sum())
+    share = sum(prompt.relation == scene.relation for prompt in prompts) / len(prompts)
     exports.caption(
         f"The {top.height} of all {len(prompts):,} prompts of the run on which {unit} is "
         f"{'highest' if sign > 0 else 'lowest'} (pooled as in the run); {ours} of them ask about "
-        f"{as_text(scene.relation)}."
+        f"{as_text(scene.relation)}, as many drawn at random would be about "
+        f"{share * top.height:.1f}. It was chosen on prompts among these: only new subjects and "
+        "wordings, on the left, test it."
     )
 
 

@@ -10,7 +10,7 @@ import streamlit as st
 
 from ..data.facts.designs import Prompt
 from ..models.types import NeuronId
-from . import cached, neuron_cached
+from . import cached, neuron_cached, selection
 from .neuron_runs import NeuronRun, check_run_fits, finished_neuron_runs
 from .plain import as_text
 from .settings import Settings
@@ -44,15 +44,15 @@ class NeuronScene:
 def neuron_sidebar(settings: Settings) -> NeuronScene | None:
     """Model, run and relation, each part of the address; None where no run is there yet."""
     with st.sidebar:
-        label = st.selectbox("Model", list(settings.models), key="model", bind="query-params")
+        label = selection.choose_model(settings)
     loaded = cached.loaded_model(settings.models[label])
     runs = {info.id: info for info in finished_neuron_runs(settings.runs_root, loaded.model.name)}
     if not runs:
         show_no_run(settings, label)
         return None
     with st.sidebar:
-        repair("run", list(runs))
-        run_id = st.selectbox("Run", list(runs), key="run", bind="query-params")
+        repair("neuron_run", list(runs))
+        run_id = st.selectbox("Run", list(runs), key="neuron_run", bind="query-params")
     info = runs[run_id]
     run = neuron_cached.run_of(str(info.folder), info.updated)
     check_run_fits(run, loaded.model)

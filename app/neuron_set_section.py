@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
+from . import exports
+from .head_set_section import note_saved, saved_file
 from .neuron_files import ablate_command, part_of, save_units
 from .neuron_scene import NeuronScene
 from .neuron_switch_section import UnitChange
@@ -21,19 +23,18 @@ def show_unit_set(scene: NeuronScene, chosen: UnitChange | None) -> None:
         name = st.text_input("File name", "my-units", key="unit_file")
         force = st.checkbox("Replace a file of this name", key="unit_replace")
         pressed = st.form_submit_button(f"Save {units} of {as_text(scene.relation)}")
-    if not pressed:
-        return
+    stamp = (scene.loaded.key, scene.relation, chosen.units, chosen.change, chosen.factor)
     with told():
-        kept = part_of(scene.run.sets[scene.relation], chosen.units)
-        path = save_units(scene.settings.neuron_sets, name, kept, force=force)
-        st.success(as_text(f"Saved {units} to {path}."))
+        if pressed:
+            kept = part_of(scene.run.sets[scene.relation], chosen.units)
+            path = save_units(scene.settings.neuron_sets, name, kept, force=force)
+            note_saved("saved_units", stamp, path)
+            st.success(as_text(f"Saved {units} to {path}."))
+    file = saved_file("saved_units", stamp)
+    if file is not None:
         place, runs = scene.settings.models[scene.label], scene.settings.runs_root
-        st.code(
-            ablate_command(place, path, n, chosen.change, chosen.factor, runs),
-            language="bash",
-            wrap_lines=True,
-        )
-        st.caption(
+        exports.quote(ablate_command(place, file, n, chosen.change, chosen.factor, runs))
+        exports.caption(
             "Run this to ask many facts of the relation without these units, beside 20 sets of "
             "matched random units."
         )

@@ -11,6 +11,7 @@ from ..models.errors import MnemoscopeError
 from ..models.types import NeuronId
 from . import exports, neuron_cached
 from .answers import token_label
+from .change_section import choose_unit_factor
 from .forecast import LONGEST_WAIT, reading_seconds
 from .neuron_charts import log_p_chart, unit_token_chart
 from .neuron_scene import NeuronScene
@@ -82,7 +83,8 @@ def choose_change(scene: NeuronScene, pool: tuple[NeuronId, ...]) -> UnitChange:
     )
     factor = 0.0
     if change == "scale":
-        factor = right.slider("Factor", -2.0, 5.0, 2.0, 0.5, key="factor", bind="query-params")
+        with right:
+            factor = choose_unit_factor("Factor")
     return UnitChange(pool[:many], change, factor, prompt)
 
 

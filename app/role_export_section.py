@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from weakref import ref
+
 import streamlit as st
 
+from ..models.errors import MnemoscopeError
+from ..results.head_vis import HeadVisTree
 from . import exports
+from .cached import Loaded
 from .chart_files import csv_bytes, parquet_bytes
-from .role_exports import head_vis_tree, zipped
+from .role_exports import head_vis_tree, with_attention, zipped
 from .role_expression import Chosen
 from .role_scene import RoleScene
 from .role_scores import tidy
@@ -28,11 +34,8 @@ def show_export(scene: RoleScene, chosen: Chosen | None) -> None:
         help="Without, the tree holds scores alone: its scatter plot works, its texts are empty.",
     )
 
-    def tree() -> bytes:
-        texts = TEXTS if deep else 0
-        model = scene.loaded.model
-        return zipped(head_vis_tree(model, scene.roles, mask, expression, texts=texts))
-
+    plain = head_vis_tree(scene.loaded.model, scene.roles, mask, expression)
+    tree = zip_later(plain, scene.loaded if deep else None)
     left, middle, right = st.columns(3)
     with left:
         exports.file_button("Scores (CSV)", lambda: csv_bytes(table), f"{stem}.csv", "text/csv")
@@ -47,3 +50,22 @@ def show_export(scene: RoleScene, chosen: Chosen | None) -> None:
         "One row a role and head: score, interval, q, source, whether the head has the role and is "
         "in the set. HeadVis and Neuronpedia read the tree; unpack it as their `data` folder."
     )
+
+
+def zip_later(tree: HeadVisTree, loaded: Loaded | None) -> Callable[[], bytes]:
+    """What zips the tree, with the attention of this model in it if one is given.
+
+    It does not keep the model: Streamlit lets go of downloads only after the next page is there,
+    and the next model is loaded before. It raises `MnemoscopeError` when the model is gone.
+    """
+    if loaded is None:
+        return lambda: zipped(tree)
+    kept = ref(loaded)
+
+    def made() -> bytes:
+        there = kept()
+        if there is None:
+            raise MnemoscopeError("this model is no longer loaded: load the page again.")
+        return zipped(with_attention(tree, there.model, TEXTS))
+
+    return made

@@ -10,6 +10,7 @@ import streamlit as st
 from ..probes.conflict_heads import Role
 from . import cached, selection
 from .answers import Answers, Question, first_ids
+from .arrival import QUESTION
 from .settings import Settings
 from .switched_cached import readings_of
 from .switched_off import NOTHING, Switched
@@ -17,6 +18,11 @@ from .switched_readings import Reading
 
 PROMPT, CONTEXT = "The capital of France is", "The capital of France is Rome."
 WITHOUT, WITH = "without context", "with context"
+OF_A_QUESTION = (
+    *QUESTION,
+    *("source", "role", "pattern", "hidden", "units", *selection.HEADS),
+)
+"""Names of the question's fields, and of what was chosen to be shown of its answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +68,7 @@ def sidebar(settings: Settings, prefix: str = "") -> tuple[str, Question, tuple[
     """Model, prompt, context and typed answers; each is part of the address, under its name there
     with the prefix."""
     with st.sidebar:
-        label = selection.choose_model(settings, f"{prefix}model")
+        label = selection.choose_model(settings, f"{prefix}model", of_a_question=OF_A_QUESTION)
         prompt = st.text_area(
             "Prompt", PROMPT, key=f"{prefix}prompt", bind="query-params", height=90
         )

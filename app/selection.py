@@ -6,15 +6,19 @@ never redrawn to show its own click; a change from elsewhere starts a new chart 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import polars
 import streamlit as st
 
 from ..models.anatomy import Anatomy
 from ..models.types import HeadId
+from .arrival import arrive
 from .head_grid import picked_heads
 from .settings import Settings
+
+HEADS = ("layer", "head", "off", "picks")
+"""What is picked, by its names in the session."""
 
 
 def chosen_head() -> HeadId:
@@ -23,21 +27,25 @@ def chosen_head() -> HeadId:
     return HeadId(int(state.get("layer") or 0), int(state.get("head") or 0))
 
 
-def choose_model(settings: Settings, key: str = "model") -> str:
-    """The model on show, part of the address; another one has other heads."""
-    return str(
-        st.selectbox(
-            "Model",
-            list(settings.models),
-            key=key,
-            bind="query-params",
-            on_change=forget_heads,
-        )
-    )
+def choose_model(
+    settings: Settings, key: str = "model", *, of_a_question: Collection[str] = ()
+) -> str:
+    """The model on show, part of the address; another one has other heads. The first field of a
+    page: before it the address is heeded, see `arrive`. Under another key it is that of the entry
+    page, which has no heads and takes over what an address says by itself."""
+    ours = key == "model"
+    if ours and arrive(of_a_question):
+        _new_chart()
+    label = str(st.selectbox("Model", list(settings.models), key=key, bind="query-params"))
+    if ours:
+        _heads_are_of(label)
+    return label
 
 
 def head_fields(anatomy: Anatomy) -> None:
-    """Fields for layer and head, part of the address."""
+    """Fields for layer and head, part of the address; before the grid, which begins with them and
+    with the list of heads."""
+    heed_list(anatomy)
     sizes = (("layer", anatomy.n_layers), ("head", anatomy.n_heads))
     for place, (name, count) in zip(st.columns(2), sizes, strict=True):
         place.number_input(
@@ -49,6 +57,17 @@ def head_fields(anatomy: Anatomy) -> None:
             bind="query-params",
             on_change=on_head_typed,
         )
+
+
+def heed_list(anatomy: Anatomy) -> None:
+    """The list of heads as its field further down will have it: from the address until the field is
+    there, without what this model does not have."""
+    state = st.session_state
+    listed = state["off"] if "off" in state else st.query_params.get_all("off")
+    there = {str(head) for head in anatomy.all_heads()}
+    kept = [name for name in listed if name in there]
+    if "off" not in state or kept != listed:
+        state["off"] = kept
 
 
 def start_with_best(frame: polars.DataFrame) -> None:
@@ -67,12 +86,21 @@ def grid_key(*parts: object) -> str:
 
 
 def start_of(key: str) -> tuple[HeadId, ...]:
-    """What a new chart under this key is drawn with; the same for as long as the key lives."""
-    starts = st.session_state.setdefault("grid_start", {})
-    if key not in starts:
+    """What a new chart under this key is drawn with; the same for as long as the chart lives."""
+    state = st.session_state
+    starts = state.setdefault("grid_start", {})
+    if key not in starts or key not in state:  # no chart yet, or one of an earlier visit
         starts.clear()
-        starts[key] = st.session_state.get("picks") or (chosen_head(),)
+        starts[key] = state["picks"] = _framed()
     return starts[key]
+
+
+def _framed() -> tuple[HeadId, ...]:
+    """The list where it follows the grid, for the next shift-click adds to what is framed; else
+    the picks so far. The chosen head where there are none."""
+    state = st.session_state
+    listed = tuple(map(HeadId.parse, state.get("off", ())))
+    return (listed if _follows() else state.get("picks", ())) or (chosen_head(),)
 
 
 def on_pick() -> None:
@@ -93,9 +121,8 @@ def on_head_typed() -> None:
 
 def pick_heads(heads: Sequence[HeadId]) -> None:
     """Pick these heads, choose the first, and start a new chart that shows them."""
-    state = st.session_state
-    state["picks"] = tuple(heads)
-    state["epoch"] = state.get("epoch", 0) + 1
+    st.session_state["picks"] = tuple(heads)
+    _new_chart()
     if heads:
         _choose(heads[0])
     _follow(tuple(heads))
@@ -106,16 +133,26 @@ def on_list_edited() -> None:
     st.session_state["follow"] = False
 
 
-def forget_heads() -> None:
-    """Another model: its heads are other heads."""
-    for name in ("picks", "grid_start", "layer", "head", "off"):
-        st.session_state.pop(name, None)
+def _heads_are_of(label: str) -> None:
+    state = st.session_state
+    if state.setdefault("heads_of", label) != label:
+        for name in (*HEADS, "grid_start"):
+            state.pop(name, None)
+    state["heads_of"] = label
+
+
+def _new_chart() -> None:
+    st.session_state["epoch"] = st.session_state.get("epoch", 0) + 1
 
 
 def _choose(head: HeadId) -> None:
     st.session_state["layer"], st.session_state["head"] = head.layer, head.head
 
 
+def _follows() -> bool:
+    return bool(st.session_state.get("follow", True))
+
+
 def _follow(picks: tuple[HeadId, ...]) -> None:
-    if st.session_state.get("follow", True):
+    if _follows():
         st.session_state["off"] = [str(head) for head in picks]

@@ -1,6 +1,7 @@
 // A text as tokens that can be pointed at, in one of two kinds (see token_strip.py):
 // "edges": the strongest edges of a head as arcs over the text; a picked token shows what it attends
-// to (blue) and what attends to it (orange). "values": each token coloured by a number.
+// to (blue) and what attends to it (orange), each weight beside that of even attention. "values":
+// each token coloured by a number.
 // Every string goes into the page as a text node, never as markup.
 
 const NO_KEY = 65535, DRAWN = 4000, TOLD = 5, LEAST = 0.001, HEIGHT = 150;
@@ -147,9 +148,14 @@ function named(header, i) {
 
 function edgesTold(header, { from, into }, i) {
   const list = (edges, end) => edges.filter((edge) => edge.weight >= LEAST).slice(0, TOLD)
-    .map((edge) => `${named(header, edge[end])} ${edge.weight.toPrecision(2)}`).join(", ")
+    .map((edge) => `${named(header, edge[end])} ${edge.weight.toPrecision(2)} `
+      + `(${times(edge.weight * header.seen[edge.query])} even)`).join(", ")
     || `nothing above ${LEAST}`;
   return `${named(header, i)} attends to ${list(from[i], "key")}  ·  attended by ${list(into[i], "query")}`;
+}
+
+function times(ratio) {
+  return `${ratio < 10 ? ratio.toPrecision(2) : Math.round(ratio)}×`;
 }
 
 function valueTold(header, i) {

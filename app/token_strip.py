@@ -17,6 +17,7 @@ from jaxtyping import Float
 from . import exports
 from .atlas_maps import packed
 from .edges import Edges, packed_edges
+from .map_files import edges_svg
 
 _BLUE = {"light": (0, 114, 178), "dark": (86, 180, 233)}
 _ORANGE = {"light": (213, 94, 0), "dark": (230, 159, 0)}
@@ -44,17 +45,28 @@ _strip = st.components.v2.component(
 )
 
 
-def draw_edges(found: Edges, tokens: Sequence[str], *, key: str, alt: str) -> None:
-    """The edges as arcs over the tokens; the last token is picked to begin with."""
+def draw_edges(found: Edges, tokens: Sequence[str], *, key: str, name: str, alt: str) -> None:
+    """The edges as arcs over the tokens; the last token is picked to begin with. A saved view has
+    the strongest arcs, and the text with those tokens marked that the last one attends to more than
+    evenly; `name` names its files."""
     header = {
         "kind": "edges",
         "name": key,
         "alt": alt,
         "hint": "Point at a token to read its edges; click it, or use the arrow keys, to pick it.",
         "tokens": list(tokens),
+        "seen": found.seen.tolist(),
         "picked": len(tokens) - 1,
     }
     _strip(key=key, data=packed_edges(found, header | _look()))
+    theme = st.context.theme.type or "light"
+    exports.drawing(lambda: edges_svg(found, tokens, theme), name=name, alt=alt)
+    heavy = set(found.keys[-1][found.weights[-1] * found.seen[-1] > 1].tolist())
+    kinds = ["match" if i in heavy else "" for i in range(len(tokens))]
+    exports.marked(
+        f"{alt} Marked: the strongest keys of the last token, above even attention.",
+        list(zip(tokens, kinds, strict=True)),
+    )
 
 
 def draw_values(

@@ -20,17 +20,20 @@ ESTIMAND = "verbatim occurrence in the index, not cause"
 def show_export(scene: TraceScene) -> None:
     """Three downloads, each made when it is asked for."""
     st.header("Take it along", anchor=False)
-    summary = summary_of(scene.trace, scene.found, prompt=scene.said.prompt, model=scene.label)
+    # The functions below do not name the scene: it holds the model, which Streamlit would keep with
+    # them until the next page is there, and the next model is loaded before.
+    trace, provenance = scene.trace, provenance_of(scene)
+    summary = summary_of(trace, scene.found, prompt=scene.said.prompt, model=scene.label)
 
     def report() -> str:
-        return report_of(scene.trace, summary, provenance_of(scene))
+        return report_of(trace, summary, provenance)
 
     def record() -> str:
         return json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     files: tuple[tuple[str, Callable[[], str], str, str], ...] = (
         ("Report (HTML)", report, "trace.html", "text/html"),
-        ("Spans (CSV)", span_table(scene.trace).write_csv, "spans.csv", "text/csv"),
+        ("Spans (CSV)", span_table(trace).write_csv, "spans.csv", "text/csv"),
         ("All of it (JSON)", record, "trace.json", "application/json"),
     )
     for place, (label, made, name, kind) in zip(st.columns(3), files, strict=True):

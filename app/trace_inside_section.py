@@ -130,6 +130,6 @@ def unit_addresses(scene: TraceScene) -> Mapping[NeuronId, dict[str, str]]:
         run = neuron_cached.run_of(str(info.folder), info.updated)
         for relation, one in run.sets.items():
             for unit in one.ids:
-                address = {"run": info.id, "relation": relation, "unit": str(unit)}
+                address = {"neuron_run": info.id, "relation": relation, "unit": str(unit)}
                 found.setdefault(unit, {"model": scene.label, **address})
     return found

@@ -55,7 +55,7 @@ class TraceScene:
 def trace_sidebar(settings: Settings) -> TraceScene | None:
     """Model, indexes and text, each part of the address; None while an index waits to be built."""
     with st.sidebar:
-        label = selection.choose_model(settings)
+        label = selection.choose_model(settings, of_a_question=("span",))
     loaded = cached.loaded_model(settings.models[label])
     first, second = choose_indexes(settings)
     asked, least, most = ask_for()

@@ -33,7 +33,8 @@ def page() -> None:
             show_curves(scene)
         with st.container():
             show_swap(scene, place)
-        show_binding_job(settings, scene.label)
+    with told():  # whatever became of the pairs: the address may name a job
+        show_binding_job(settings, st.session_state["model"])
 
 
 page()

@@ -33,6 +33,7 @@ def page() -> None:
         show_lens(scene)
         switched = show_switch(scene)
         show_head_sets(scene, grid, switched)
+    with told():  # whatever became of the prompt: the address may name a job
         show_heads_job(settings, label)
 
 

@@ -10,10 +10,18 @@ import polars
 import streamlit as st
 from mnemoscope.app import cached, exports
 from mnemoscope.app.head_grid import head_grid
-from mnemoscope.app.job_section import job_card
+from mnemoscope.app.job_section import VIEWS, job_card
 from mnemoscope.app.plain import as_text, told
 from mnemoscope.app.run_scores import grid_frame
 from mnemoscope.app.settings import settings_from_environment
+from mnemoscope.cli import (
+    binding_probing,
+    neuron_finding,
+    retrieval_gates,
+    retrieval_scoring,
+    scoring,
+)
+from mnemoscope.cli.resuming import models_of
 from mnemoscope.probes.conflict_heads import ROLES
 from mnemoscope.results.provenance import JSON
 from mnemoscope.results.queued_runs import settle_runs
@@ -21,6 +29,15 @@ from mnemoscope.results.run_folder import RunInfo, RunStatus, load_run
 
 SECONDS, IDLE_SECONDS = 2, 5
 """Between two readings of the list while something runs, and while nothing does."""
+ROLES_PAGE = ("heads", "Heads by role", "sources")
+SHOWN_ON: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    scoring.KIND: (("explore", "Memory or context?", "source"), ROLES_PAGE),
+    neuron_finding.KIND: (("neurons", "Which neurons know a relation?", "neuron_run"),),
+    retrieval_scoring.KIND: (ROLES_PAGE,),
+    retrieval_gates.KIND: (ROLES_PAGE,),
+    binding_probing.KIND: (("binding", "Does it hold both ways?", "curves"),),
+}
+"""Kind of run to the pages that read it: file, title, and what names the run in the address."""
 
 
 def page() -> None:
@@ -116,6 +133,7 @@ def show_finished(run: RunInfo) -> None:
     """Grid, table and provenance of a finished run."""
     loaded = load_run(run.folder)
     exports.about({"run": run.id, "model": run.model_id}, loaded.provenance)
+    show_links(run, loaded.config)
     scores = cached.scores_of_run(str(run.folder), run.updated)
     if scores is not None:
         role = st.segmented_control(
@@ -141,6 +159,26 @@ def show_finished(run: RunInfo) -> None:
     show_record(json.loads(loaded.provenance.to_json()))
     with st.expander("Configuration"):
         show_record(dict(loaded.config))
+
+
+def show_links(run: RunInfo, config: Mapping[str, JSON]) -> None:
+    """A link to each page that shows such a run, where this explorer serves its model."""
+    label = served_label(run.model_id, models_of(config, {}))
+    if label is None:
+        return
+    for view, title, name in SHOWN_ON.get(run.kind, ()):
+        st.page_link(
+            VIEWS / f"{view}.py",
+            label=f"Show it on the page “{title}”",
+            query_params={"model": label, name: run.id},
+        )
+
+
+def served_label(model_id: str, places: tuple[str, ...]) -> str | None:
+    """What the pages call the model of a run, which names its places; None if it is not served."""
+    models = settings_from_environment().models
+    named = [label for label, place in models.items() if place in places]
+    return named[0] if named else model_id if model_id in models else None
 
 
 def show_record(record: Mapping[str, JSON]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mnemoscope.app
+from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.testing.v1 import AppTest
 
 MAIN = Path(mnemoscope.app.__file__).with_name("main.py")
@@ -29,6 +30,19 @@ def visited(view: str = "", /, **address: str | list[str]) -> AppTest:
     for name, value in address.items():
         app.query_params[name] = value
     return app.run()
+
+
+def gone_to(app: AppTest, view: str, /, **address: str | list[str]) -> AppTest:
+    """The page behind a link with this address, or behind the menu without one, in this session,
+    without a fault of ours.
+
+    As a browser does, it sends nothing of the fields of the page before: `AppTest.run` would.
+    """
+    app.switch_page(f"views/{view}.py")
+    app.query_params = dict(address)
+    app._run(WidgetStates())
+    assert not app.exception, app.exception
+    return app
 
 
 def texts(elements: Iterable[Any]) -> str:

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs
 
 import pytest
 import streamlit as st
-from mnemoscope.app import ask_cached, trace_corpus
+from mnemoscope.app import ask_cached, binding_scene, trace_corpus
 from mnemoscope.app.answers import Question
 from mnemoscope.app.ask_cards import ROWS
 from mnemoscope.app.ask_scene import AskScene
 from mnemoscope.app.ask_tour import STEPS
+from mnemoscope.app.scene import CONTEXT as EXAMPLE_CONTEXT
+from mnemoscope.app.scene import PROMPT as EXAMPLE
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
 from mnemoscope.models.errors import MnemoscopeError
-from page_at import page_at, texts, visited
+from page_at import gone_to, page_at, texts, visited
 from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, PROMPT, STORED, index, neuron_run_of_engram
 from streamlit.testing.v1 import AppTest
 
-TITLES = [title for row in ROWS for column in row for title in column]
 CONFLICT = {"prompt": PROMPT, "context": CONTEXT}
+EARLIER: dict[str, dict[str, str]] = {
+    "explore": {
+        "model": "twin", **CONFLICT, "mem": "Paris", "ctx": "Rome", "role": "context",
+        "layer": "1", "head": "5", "off": "L1.H2", "units": "L0.N1", "pattern": "without context",
+    },
+    "retrieval": {"model": "twin", "hay": "my own", **CONFLICT, "ctx": CLAIM, "off": "L1.H2"},
+    "neurons": {"model": "twin", "relation": "currency", "ask": "The currency of Japan is"},
+    "provenance": {
+        "model": "twin", "corpus": "plain", "trace": "an answer", "opening": "Nobody", "new": "8",
+        "least": "9", "most": "3",
+    },
+    "binding": {"model": "twin", "pairs": "product_maker"},
+}  # fmt: skip
+"""By page: what it is about before it is asked about something else."""
+ABOUT = {"text", "span", "pair", "neuron_run", "unit"}.union(*EARLIER.values())
+TITLES = [title for row in ROWS for column in row for title in column]
 MAYOR = {"prompt": "The mayor of Tastos is", "context": ""}
 
 
@@ -91,6 +109,45 @@ def test_links_carry_prompt_and_context_and_nothing_that_a_page_takes_anyway() -
     assert found["retrieval"]["layer"], "the strongest reader is chosen there"
 
 
+@pytest.mark.parametrize("context", ["", EXAMPLE_CONTEXT])
+def test_the_page_about_heads_asks_no_example_instead(context: str, served: Settings) -> None:
+    app = page_at(prompt=EXAMPLE, context=context)
+    gone_to(app, "explore", **links(app)["explore"])
+    assert app.text_area(key="prompt").value == EXAMPLE
+    assert app.text_area(key="context").value == context
+
+
+@pytest.mark.parametrize(
+    ("prompt", "context"),
+    [(MAYOR["prompt"], ""), (EXAMPLE, EXAMPLE_CONTEXT)],
+)
+def test_a_link_opens_its_page_as_a_new_tab_would_whatever_was_asked_there_before(
+    prompt: str, context: str, served: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binding_scene, "LONGEST_WAIT", -1.0)
+    both = replace(served, models={"engram": "engram", "twin": "engram"})
+    monkeypatch.setenv(VARIABLE, both.to_json())
+    app = page_at(prompt=prompt, context=context, corpus="plain")
+    asked = links(app)
+    assert sorted(asked) == sorted(EARLIER.keys() - ({"retrieval"} if context == "" else set()))
+    for view, address in asked.items():
+        gone_to(app, "about")
+        gone_to(app, view, **EARLIER[view])
+        left = {name: choices(app)[name].strip("[']") for name in EARLIER[view]}
+        assert left == EARLIER[view]
+        gone_to(app, "ask")
+        assert links(app) == asked
+        gone_to(app, view, **address)
+        fresh = choices(page_at(view, **address))
+        assert {name: choices(app).get(name) for name in fresh} == fresh, view
+
+
+def choices(app: AppTest) -> dict[str, str]:
+    """What the page is about, by the names of its fields."""
+    state = app.session_state
+    return {name: str(state[name]) for name in ABOUT if name in state}
+
+
 def test_links_carry_a_model_that_is_not_the_first_one_and_typed_answers() -> None:
     question = Question(PROMPT, CONTEXT)
     settings = settings_for(["engram", "smollm2"], Path("runs"))
@@ -142,7 +199,7 @@ def test_a_question_on_engram_is_answered_from_every_side(served: Settings) -> N
     assert found["binding"]["pairs"] == "town_mayor"
     assert found["binding"]["pair"] == "Tastos – Dorlad Galkar"
     assert found["neurons"]["ask"] == MAYOR["prompt"]
-    assert found["neurons"]["run"].startswith("relation-neurons")
+    assert found["neurons"]["neuron_run"].startswith("relation-neurons")
 
 
 def test_a_risk_index_is_counted_but_not_shown(served: Settings) -> None:

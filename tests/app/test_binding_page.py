@@ -35,7 +35,7 @@ from mnemoscope.probes.swap_vectors import Arm
 from page_at import button, page_at, texts
 from streamlit.testing.v1 import AppTest
 
-FEW = {"most": "32", "pairs": "capital"}
+FEW = {"most_pairs": "32", "pairs": "capital"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,7 +136,7 @@ def test_an_address_restores_the_view(served: Settings) -> None:
 @pytest.mark.parametrize(
     "address",
     [{"pairs": "nope"}, {"pair": "x"}, {"wording": "99"}, {"quantity": "x"},
-     {"from": "99"}, {"whose": "x"}, {"told": "x"}, {"run": "x"}, {"beside": "x"}],
+     {"from": "99"}, {"whose": "x"}, {"told": "x"}, {"curves": "x"}, {"beside": "x"}],
 )  # fmt: skip
 def test_a_wrong_address_falls_back_to_what_there_is(
     served: Settings, address: dict[str, str]

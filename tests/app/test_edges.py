@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from families import tiny
 from mnemoscope.app import edges
 from mnemoscope.app.atlas_maps import levels, unpacked
 from mnemoscope.app.edges import (
@@ -15,7 +17,8 @@ from mnemoscope.app.edges import (
     top_edges,
 )
 from mnemoscope.models.errors import MnemoscopeError
-from mnemoscope.models.hooked import HookedModel
+from mnemoscope.models.hooked import HookedModel, wrap
+from mnemoscope.models.pooled_maps import hold_scores
 from mnemoscope.models.types import HeadId
 from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, PROMPT
 
@@ -43,6 +46,26 @@ def test_edges_are_the_largest_weights_of_each_row(model: HookedModel, scores, s
         assert sum(keys >= 0) == min(3, max(0, query + 1 - sinks))
         there = keys[keys >= 0]
         assert found.weights[query][keys >= 0] == pytest.approx(rows[query, there], abs=1e-6)
+
+
+def test_the_baseline_is_the_same_weight_for_every_key_in_sight(scores) -> None:
+    found = top_edges(scores, sinks=1, k=2)
+    tokens = len(scores)
+    assert found.seen.tolist() == list(range(1, tokens + 1)), "this model sees all that was"
+    table = edge_table(found, [str(i) for i in range(tokens)])
+    for row in table.iter_rows(named=True):
+        assert row["times_even"] == pytest.approx(row["weight"] * (row["query"] + 1))
+    edges_of = [0, 1, *[2] * (tokens - 2)]
+    assert found.even_kept == pytest.approx(np.mean([n / (i + 1) for i, n in enumerate(edges_of)]))
+    assert found.even_sink == pytest.approx(np.mean([1 / (i + 1) for i in range(tokens)]))
+
+
+def test_a_sliding_window_hides_keys_from_the_baseline_too() -> None:
+    model = wrap(tiny("mistral", dtype=torch.float32).requires_grad_(False))
+    batch = model.batch([list(range(5, 14))])
+    with hold_scores(model, [0]) as held:
+        model.forward(batch, batch.ends[:, None])
+    assert top_edges(held[0].head(0), sinks=1).seen.tolist() == [1, 2, 3, 4, 5, 6, 6, 6, 6]
 
 
 def test_with_the_sink_it_is_a_key_like_others(scores) -> None:

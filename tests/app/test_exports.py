@@ -16,7 +16,7 @@ from mnemoscope.app.exports import plain_text
 from mnemoscope.app.head_grid import grid_chart
 from mnemoscope.app.plain import as_text
 from mnemoscope.models.types import HeadId
-from mnemoscope.results.bundle import Picture, Table, Words, render_bundle
+from mnemoscope.results.bundle import Marked, Picture, Table, Words, render_bundle
 from page_at import page_at
 from PIL import Image
 from planted_ground import CLAIM, CONTEXT, PROMPT, STORED
@@ -159,9 +159,19 @@ def test_every_chart_and_table_has_its_menu_of_files() -> None:
     labels = [button.label for button in app.get("download_button")]
     assert labels.count("CSV") == labels.count("Parquet") == len(charts) + len(tables) >= 4
     if chart_files.can_draw():
-        assert labels.count("PNG") == len(pictures)
-        assert labels.count("SVG") == len(charts)
+        assert labels.count("PNG") == len(charts)
+        assert labels.count("SVG") == len(pictures) == len(charts) + 1, "the arcs are shapes alone"
     assert labels.count("Save this view (HTML)") == 1
+
+
+@pytest.mark.usefixtures("settings")
+def test_the_strongest_edges_are_part_of_the_saved_view() -> None:
+    app = page_at("explore", prompt=PROMPT, context=CONTEXT, layer="1", head="5")
+    parts = app.session_state["kept_view"].bundle().parts
+    (arcs,) = [part for part in parts if isinstance(part, Picture) and part.name == "arcs of L1.H5"]
+    assert arcs.svg.count("<path") > 10
+    (text,) = [part for part in parts if isinstance(part, Marked) and "edges of L1.H5" in part.name]
+    assert [token for token, kind in text.pieces if kind] == [CLAIM]
 
 
 @pytest.mark.usefixtures("settings")

@@ -7,13 +7,26 @@ from pathlib import Path
 
 import polars
 import pytest
-from mnemoscope.app.head_files import chosen_set, heads_of, prune_command, save_as, saved_sets
+from mnemoscope.app.head_files import (
+    chosen_set,
+    dry_run,
+    heads_of,
+    prune_command,
+    pruned_name,
+    pruning,
+    save_as,
+    saved_sets,
+)
 from mnemoscope.app.run_scores import grid_frame, runs_with_scores
+from mnemoscope.app.switched_off import HeadChange
+from mnemoscope.cli.main import app
+from mnemoscope.cli.prune_recipe import read_recipe
 from mnemoscope.models.errors import MnemoscopeError
 from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.types import HeadId
 from mnemoscope.results.errors import RunFolderError, UnitSetError
 from mnemoscope.results.head_set import HeadSet, load_head_set
+from typer.testing import CliRunner
 
 HEADS = (HeadId(1, 2), HeadId(0, 3))
 
@@ -74,5 +87,50 @@ def test_no_heads_no_set(model: HookedModel) -> None:
 
 
 def test_the_command_survives_a_shell() -> None:
-    command = prune_command("my model", Path("/a b/c.json"), "out")
-    assert shlex.split(command)[3:] == ["my model", "--headset", "/a b/c.json", "--out", "out"]
+    config = pruning("my model", Path("/a b/c.json"), Path("out"))
+    said = shlex.split(prune_command(config, Path("my runs")))[3:]
+    places = ["--out", "out", "--runs", "my runs"]
+    assert said == ["my model", "--headset", "/a b/c.json", *places]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        HeadChange(),
+        HeadChange("mean"),
+        HeadChange("scale", 0.1 + 0.2),  # as sliders count
+        HeadChange("scale", -1.0),
+        HeadChange("scale", 0.0),
+    ],
+)
+def test_the_command_asks_for_the_very_run_of_the_page(change: HeadChange, tmp_path: Path) -> None:
+    config = pruning("engram", Path("/sets/a.json"), Path("/pruned/b"), change)
+    command = shlex.split(prune_command(config, tmp_path))[1:]
+    printed = CliRunner().invoke(app, [*command, "--print-config"])
+    assert printed.exit_code == 0, printed.output
+    (tmp_path / "recipe.yaml").write_text(printed.stdout)
+    assert read_recipe(tmp_path / "recipe.yaml") == config
+
+
+def test_the_dry_run_needs_no_file_and_is_that_of_the_saved_set(
+    made: HeadSet, checkpoint: Path, tmp_path: Path
+) -> None:
+    half, out = HeadChange("scale", 0.5), tmp_path / "out"
+    before = dry_run(pruning(str(checkpoint), HEADS, out, half))
+    assert "multiply by 0.5 2 heads, L1.H2, L0.H3" in before
+    path = save_as(tmp_path, "mine", made, force=False)
+    assert dry_run(pruning(str(checkpoint), path, out, half)) == before
+    assert not out.exists()
+
+
+def test_a_factor_that_changes_nothing_and_a_change_of_edges_are_no_checkpoint() -> None:
+    with pytest.raises(MnemoscopeError, match="changes nothing"):
+        pruning("engram", HEADS, Path("out"), HeadChange("scale", 1.0))
+    with pytest.raises(MnemoscopeError, match="no weights stand for"):
+        pruning("engram", HEADS, Path("out"), HeadChange("edges off", hidden=(1,)))
+
+
+def test_every_change_of_a_set_has_a_plain_folder_name_of_its_own() -> None:
+    changes = [HeadChange(), HeadChange("mean"), HeadChange("scale", 0.5), HeadChange("scale", -1)]
+    names = [pruned_name("/a/my model.gguf", Path("/b/readers.json"), one) for one in changes]
+    assert names == [f"my-model-readers{end}" for end in ("", "-mean", "-x0.5", "-x-1")]

@@ -6,15 +6,24 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
+import numpy as np
 import pytest
 import streamlit as st
+from mnemoscope.app import role_set_section
+from mnemoscope.app.cached import Loaded
+from mnemoscope.app.role_export_section import zip_later
+from mnemoscope.app.role_exports import head_vis_tree
+from mnemoscope.app.role_scores import RoleScores, frame_of
 from mnemoscope.app.role_sources import imports_folder
-from mnemoscope.app.settings import Settings
+from mnemoscope.app.settings import VARIABLE, Settings, settings_for
+from mnemoscope.models.errors import MnemoscopeError
+from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.types import HeadId
 from mnemoscope.results.head_set import load_head_set
-from page_at import button, page_at, texts
-from planted_ground import CONTEXT_HEAD, MEMORY_HEAD
+from page_at import button, gone_to, page_at, texts
+from planted_ground import CONTEXT_HEAD, MEMORY_HEAD, PROMPT
 from streamlit.testing.v1 import AppTest
 
 
@@ -90,6 +99,49 @@ def test_the_set_is_saved_with_where_it_comes_from_and_the_dry_run_is_shown(
     assert MEMORY_HEAD in shown
     button(app, "Save them").click().run()
     assert "exists already" in texts(app.error)
+    assert "prune run" in texts(app.code), "the file of before"
+    app.text_input(key="expr").set_value("context and not memory").run()
+    assert "prune run" not in texts(app.code)
+    assert f"set to zero 1 head, {CONTEXT_HEAD}" in texts(app.code)
+
+
+def live_links(app: AppTest) -> dict[str, dict[str, list[str]]]:
+    """Page to address of the links that switch the set off."""
+    found = [one.proto for one in app.get("page_link") if one.proto.label.startswith("Switch")]
+    return {one.page: parse_qs(one.query_string, keep_blank_values=True) for one in found}
+
+
+@pytest.mark.parametrize("page", ["explore", "retrieval"])
+def test_a_link_switches_off_exactly_the_set(
+    served: Settings, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    """On a page that was left with other heads, another change and a unit."""
+    both = settings_for([*served.models.values(), "engram"], served.runs_root)
+    monkeypatch.setenv(VARIABLE, both.to_json())
+    left = {"off": ["L0.H0"], "of": "edges", "mode": "scale", "units": "L0.N1"}
+    serves = {"explore": "planted", "retrieval": "engram"}[page]  # with room for a haystack
+    app = page_at(page, model=serves, length="128", prompt=PROMPT, context="", **left)
+    assert app.multiselect(key="off").value == ["L0.H0"]
+    app = gone_to(app, "heads", model="planted", expr="memory or context", by="rank", k="1")
+    links = live_links(app)
+    assert set(links) == {"explore", "retrieval"}
+    assert links[page]["off"] == [MEMORY_HEAD, CONTEXT_HEAD]
+    assert links[page]["model"] == ["planted"]
+    app = gone_to(app, page, **{**links[page], "model": [serves]})
+    assert not app.exception
+    assert app.multiselect(key="off").value == [MEMORY_HEAD, CONTEXT_HEAD]
+    assert app.segmented_control(key="of").value == "output"
+    assert app.segmented_control(key="mode").value == "zero"
+    assert app.text_input(key="units").value == ""
+
+
+def test_a_set_too_large_for_an_address_names_the_other_way(
+    served: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(role_set_section, "MOST", 1)
+    app = page_at("heads", expr="memory or context", by="rank", k="1")
+    assert live_links(app) == {}
+    assert "2 heads are more than the 1 that a link carries" in texts(app.caption)
 
 
 def test_an_empty_set_and_an_empty_role_name_the_next_step(served: Settings) -> None:
@@ -104,6 +156,24 @@ def test_nothing_measured_names_commands_and_the_folder(settings: Settings) -> N
     assert "Nothing has scored the heads" in texts(app.info)
     assert "mnemoscope retrieval gates" in texts(app.code)
     assert str(imports_folder(settings)) in texts(app.caption)
+    found = {one.proto.page: one.proto.query_string for one in app.get("page_link")}
+    assert found == dict.fromkeys(("explore", "retrieval"), "model=planted")
+    for page in found:
+        assert "Start as a job" in [one.label for one in page_at(page, model="planted").button]
+
+
+def test_a_tree_is_zipped_when_it_is_asked_for_and_keeps_no_model(model: HookedModel) -> None:
+    anatomy = model.anatomy
+    scores = np.zeros((anatomy.n_layers, anatomy.n_heads))
+    role = RoleScores("copy", "retrieval", "a file", "by hand", frame_of(scores))
+    tree = head_vis_tree(model, [role], scores > 0, "copy")
+    loaded = Loaded(model, "key")
+    plain, deep = zip_later(tree, None), zip_later(tree, loaded)
+    assert 0 < len(plain()) < len(deep()), "attention comes on top"
+    del loaded
+    assert plain()
+    with pytest.raises(MnemoscopeError, match="no longer loaded"):
+        deep()
 
 
 def test_a_damaged_file_says_so_and_leaves_the_others(served: Settings) -> None:

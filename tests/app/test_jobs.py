@@ -22,7 +22,7 @@ from typing import Any
 import polars
 import pytest
 import streamlit as st
-from mnemoscope.app import binding_scene, jobs
+from mnemoscope.app import background, binding_pairs, binding_scene, job_forms, jobs
 from mnemoscope.app.jobs import cancel_job, job_of, resume_job, start_job
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
 from mnemoscope.cli import device_turns, job_worker
@@ -30,8 +30,10 @@ from mnemoscope.cli.commands.runs import resume
 from mnemoscope.cli.resuming import device_of, models_of, run_config
 from mnemoscope.cli.scoring import KIND, ScoreConfig, run_key, score_heads
 from mnemoscope.data.facts.items import relation_to_json
+from mnemoscope.interventions.checkpoint_verify import verify_pruned
 from mnemoscope.models.errors import MnemoscopeError
 from mnemoscope.models.hooked import HookedModel
+from mnemoscope.models.types import HeadId
 from mnemoscope.organisms import planted_model, planted_relation
 from mnemoscope.results.errors import RunBusyError, RunCancelled, RunFolderError
 from mnemoscope.results.queued_runs import living_state, settle_runs, worker_lock
@@ -406,6 +408,84 @@ def test_a_page_starts_a_job_shows_its_card_and_cancels_it(
     assert job_of(settings, folder.id).status == "queued"
 
 
+def pruning_page() -> AppTest:
+    """A saved set, halved, with the button that writes the checkpoint."""
+    app = page_at(
+        "explore",
+        prompt="The capital of bravia is",
+        context="",
+        off=["L1.H2", "L1.H5"],
+        mode="scale",
+        factor="0.5",
+    )
+    press(app, "Save the list (2 heads)")
+    return app
+
+
+def test_prune_now_starts_the_run_of_the_shown_command_and_refuses_what_is_there(
+    settings: Settings, unstarted: Any
+) -> None:
+    app = pruning_page()
+    press(app, "Prune now")
+    assert not app.error
+    (folder,) = unstarted
+    assert folder.id.startswith("prune-")
+    asked, out = (
+        run_config(folder),
+        settings.head_sets.with_name("pruned") / "planted-my-heads-x0.5",
+    )
+    (place,) = settings.models.values()
+    assert asked["source"]["path"] == place
+    assert asked["heads"] == {"from": str(settings.head_sets / "my-heads.json")}
+    assert (asked["method"]["mode"], asked["method"]["factor"]) == ("scale", 0.5)
+    assert asked["output"]["path"] == str(out)
+    assert folder.id in texts(app.markdown), "the card of the job"
+    assert f"--out {out} --runs {settings.runs_root}" in texts(app.code)
+    cancel_job(settings, folder.id)
+    out.mkdir(parents=True)
+    press(app, "Prune now")
+    assert len(unstarted) == 2, "the run that was stopped goes on, whatever it left"
+    shutil.rmtree(folder.partial)
+    press(app, "Prune now")
+    assert "exists already: choose another name" in texts(app.error)
+    assert len(unstarted) == 2
+    name = next(one for one in app.text_input if one.label.startswith("Folder to write"))
+    name.set_value("../../elsewhere").run()
+    assert "no plain file name" in texts(app.error)
+    assert "Prune now" not in [one.label for one in app.button]
+
+
+def test_prune_now_ends_in_a_checkpoint_that_is_what_its_manifest_says(
+    settings: Settings, unstarted: Any
+) -> None:
+    app = pruning_page()
+    press(app, "Prune now")
+    work(unstarted[0])
+    assert job_of(settings, unstarted[0].id).status == "finished"
+    out = Path(run_config(unstarted[0])["output"]["path"])
+    (place,) = settings.models.values()
+    report = verify_pruned(out, Path(place))
+    assert report.heads == (HeadId(1, 2), HeadId(1, 5))
+    assert report.differing_bytes
+    press(app, "Prune now")
+    assert "exists already" in texts(app.error)
+    shutil.rmtree(out)
+    press(app, "Prune now")
+    assert "is gone since the run" in texts(app.error)
+    assert len(unstarted) == 1
+
+
+def test_heads_by_role_shows_the_card_of_its_pruning(
+    settings: Settings, scored: Path, unstarted: Any
+) -> None:
+    shutil.copytree(scored, settings.runs_root)
+    app = page_at("heads", expr="memory", by="rank", k="1")
+    press(app, "Save them as a head set (1 head)")
+    press(app, "Prune now")
+    assert unstarted[0].id in texts(app.markdown)
+    assert run_config(unstarted[0])["method"]["mode"] == "zero"
+
+
 @pytest.mark.parametrize(
     ("view", "kind"),
     [
@@ -420,7 +500,7 @@ def test_the_other_pages_start_theirs(
     monkeypatch.setattr(binding_scene, "LONGEST_WAIT", 0.0)  # parts that take time are left out
     settings = settings_for(["engram"], tmp_path / "runs")
     monkeypatch.setenv(VARIABLE, settings.to_json())
-    small = {"retrieval": {"length": "128"}, "binding": {"most": "16", "pairs": "capital"}}
+    small = {"retrieval": {"length": "128"}, "binding": {"most_pairs": "16", "pairs": "capital"}}
     app = page_at(view, **small.get(view, {}))
     press(app, "Start as a job")
     assert not app.error
@@ -428,6 +508,52 @@ def test_the_other_pages_start_theirs(
     assert app.query_params["job"] in (unstarted[0].id, [unstarted[0].id])
     assert settings.models["engram"] == models_of(run_config(unstarted[0]), {})[0]
     device_of(unstarted[0])  # the job's process understands what the page asked for
+
+
+@pytest.mark.parametrize(
+    ("view", "address", "why"),
+    [
+        ("retrieval", {"model": "engram"}, "waits for a click"),
+        ("retrieval", {"model": "engram", "hay": "a file"}, "No text to read yet"),
+        ("retrieval", {"model": "planted"}, "too few tokens"),
+        ("explore", {"model": "planted", "prompt": " "}, "the prompt is empty"),
+        ("binding", {"model": "planted"}, "choose another relation"),
+        ("neurons", {"model": "planted"}, "No run has looked"),
+    ],
+)
+def test_the_job_of_an_address_is_shown_where_the_page_above_it_stops_early(
+    settings: Settings,
+    key: dict[str, Any],
+    unstarted: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    view: str,
+    address: dict[str, str],
+    why: str,
+) -> None:
+    run_id = start_job(settings, KIND, key)
+    both = settings_for([*settings.models.values(), "engram"], settings.runs_root)
+    monkeypatch.setenv(VARIABLE, both.to_json())
+    monkeypatch.setattr(background, "LONGEST_WAIT", 0.0)  # every trial waits for a click
+    monkeypatch.setattr(binding_pairs, "FEWEST", 10**6)  # no relation has so many pairs
+    app = page_at(view, job=run_id, **address)
+    assert why in texts(app.info) + texts(app.error)
+    assert run_id in texts(app.markdown)
+    assert "Cancel" in [one.label for one in app.button]
+    assert app.query_params["job"] in (run_id, [run_id]), "it can be loaded again"
+
+
+def test_the_job_of_an_address_is_shown_beside_a_form_that_cannot_be(
+    settings: Settings, key: dict[str, Any], unstarted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = start_job(settings, KIND, key)
+
+    def broken(place: str) -> tuple[str, ...]:
+        raise MnemoscopeError(f"{place} has no relations.")
+
+    monkeypatch.setattr(job_forms, "pair_relation_names", broken)
+    app = page_at("binding", job=run_id)
+    assert "has no relations" in texts(app.error)
+    assert run_id in texts(app.markdown)
 
 
 def test_the_address_of_a_job_that_is_not_there_or_none_says_what_to_do(

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 from families import tiny
-from mnemoscope.app.lens import answer_table, lens_states, lens_table, logit_lens, read_states
+from mnemoscope.app.lens import (
+    SHUFFLES,
+    answer_table,
+    lens_states,
+    lens_table,
+    logit_lens,
+    read_states,
+    shuffled_prompts,
+    shuffled_table,
+)
 from mnemoscope.app.unit_text import token_table, unit_over_text
 from mnemoscope.interventions.path_patching import build_chain
 from mnemoscope.models.errors import MnemoscopeError, UnitOutOfRangeError
@@ -57,6 +66,35 @@ def test_tables_hold_every_cell_and_the_answers_at_the_end(model: HookedModel) -
     assert answer_table(logit_lens(build_chain(model), TEXT, 3, {})).is_empty()
     with pytest.raises(MnemoscopeError, match="at least one"):
         logit_lens(build_chain(model), TEXT, 0, {})
+
+
+def test_the_control_is_the_same_lens_on_the_tokens_in_random_order(model: HookedModel) -> None:
+    chain, claim = build_chain(model), model.answer_ids(TEXT, CLAIM)[0]
+    found = logit_lens(chain, TEXT, 2, {"context": claim})
+    prompt = model.tokens(TEXT).ids[0].tolist()
+    orders = shuffled_prompts(prompt)
+    assert len({tuple(order) for order in [prompt, *orders]}) == SHUFFLES + 1
+    for i, order in enumerate(orders):
+        assert (order[0], sorted(order), order[-1]) == (prompt[0], sorted(prompt), prompt[-1])
+        p = model.logits(model.batch([order]), at="end")[0, 0].softmax(-1)
+        assert found.shuffled["context"][i, -1] == pytest.approx(float(p[claim]), abs=1e-5)
+    rows = shuffled_table(found)
+    assert rows.columns == ["layer", "answer", "mean", "low", "high"]
+    last = rows.row(-1, named=True)
+    draws = found.shuffled["context"][:, -1]
+    assert last["layer"] == model.anatomy.n_layers
+    assert [last[end] for end in ("mean", "low", "high")] == pytest.approx(
+        [draws.mean(), draws.min(), draws.max()]
+    )
+
+
+def test_a_prompt_too_short_to_shuffle_has_no_control(model: HookedModel) -> None:
+    assert shuffled_prompts([5, 6, 7]) == shuffled_prompts([5, 6, 6, 7]) == []
+    assert shuffled_prompts([5, 6, 8, 7]) == [[5, 8, 6, 7]] * SHUFFLES, "never the text's own order"
+    word = PROMPT.split()[0]
+    found = logit_lens(build_chain(model), word, 1, {"memory": 5})
+    assert found.shuffled["memory"].shape == (0, model.anatomy.n_layers + 1)
+    assert shuffled_table(found).is_empty()
 
 
 @pytest.mark.parametrize("site", [Site.NEURON, Site.GATE_PRE, Site.MLP_OUT])

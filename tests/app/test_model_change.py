@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
 
@@ -14,19 +14,28 @@ import streamlit as st
 import torch
 from mnemoscope.app import cached
 from mnemoscope.app.model_shelf import Shelf
-from mnemoscope.app.settings import VARIABLE, settings_for
+from mnemoscope.app.role_sources import imports_folder
+from mnemoscope.app.settings import VARIABLE, Settings, settings_for
 from page_at import page_at
-from planted_ground import CONTEXT, PROMPT
+from planted_ground import CONTEXT, PROMPT, index
+from streamlit.runtime.media_file_manager import MediaFileManager
+from streamlit.runtime.memory_media_file_storage import MemoryMediaFileStorage
+from streamlit.testing.v1 import app_test
 
 
 @pytest.fixture
-def both(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    settings = settings_for([str(checkpoint), "engram"], tmp_path / "runs")
+def both(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Two models, and an index over bytes, which fits both."""
+    corpus = index(tmp_path / "corpus", mode="bytes")
+    settings = settings_for([str(checkpoint), "engram"], tmp_path / "runs", [corpus])
     monkeypatch.setenv(VARIABLE, settings.to_json())
     st.cache_data.clear()
     st.cache_resource.clear()
     monkeypatch.setattr(cached, "_models", Shelf(cached._load, cached._gone))
-    yield
+    # A server has one for all runs of a page; the tests of Streamlit make one a run.
+    files = MediaFileManager(MemoryMediaFileStorage("/media"))
+    monkeypatch.setattr(app_test, "MediaFileManager", lambda _: files)
+    yield settings
     st.cache_resource.clear()
 
 
@@ -47,16 +56,47 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[object]]:
     return models
 
 
-@pytest.mark.parametrize("view", ["explore", "retrieval", "ask"])
+def with_a_saved_set(settings: Settings) -> None:
+    """A head set to load, on the page that offers it."""
+    settings.head_sets.mkdir()
+    (settings.head_sets / "mine.json").write_text("{}")
+
+
+def with_scores(settings: Settings) -> None:
+    """Scores of heads that both models have."""
+    imports_folder(settings).mkdir()
+    (imports_folder(settings) / "scores.json").write_text('{"1-2": [0.9], "0-0": [0.0]}')
+
+
+def nothing_more(settings: Settings) -> None:
+    """The page as it is first seen."""
+
+
+@pytest.mark.parametrize(
+    ("view", "prepared"),
+    [
+        ("explore", nothing_more),
+        ("explore", with_a_saved_set),
+        ("retrieval", nothing_more),
+        ("heads", with_scores),
+        ("provenance", nothing_more),
+        ("ask", nothing_more),
+    ],
+)
 def test_the_model_before_is_gone_before_the_next_is_loaded(
-    view: str, both: None, alive: list[weakref.ref[object]], monkeypatch: pytest.MonkeyPatch
+    view: str,
+    prepared: Callable[[Settings], None],
+    both: Settings,
+    alive: list[weakref.ref[object]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    prepared(both)
     released: list[int] = []
     freed: list[int] = []
     free = cached.free_memory
     monkeypatch.setattr(cached, "OF_A_SESSION", [*cached.OF_A_SESSION, lambda: released.append(1)])
     monkeypatch.setattr(cached, "free_memory", lambda: (freed.append(1), free()))
-    app = page_at(view, model="engram", prompt=PROMPT, context=CONTEXT)
+    app = page_at(view, model="engram", prompt=PROMPT, context=CONTEXT, deep="true")
     key = "ask_model" if view == "ask" else "model"
     assert (len(alive), len(released), len(freed)) == (1, 0, 0)
     app.selectbox(key=key).set_value("planted").run()

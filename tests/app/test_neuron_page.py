@@ -24,10 +24,12 @@ from mnemoscope.app.neuron_runs import (
     verdict_table,
 )
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
+from mnemoscope.app.unit_text import unit_over_text
 from mnemoscope.cli.neuron_finding import design_of
 from mnemoscope.models.errors import MnemoscopeError
 from mnemoscope.models.hooked import HookedModel
 from mnemoscope.models.load import load_model
+from mnemoscope.models.types import NeuronId
 from mnemoscope.results.errors import UnitSetError
 from mnemoscope.results.neuron_set import load_neuron_set
 from page_at import button, page_at, texts
@@ -153,7 +155,7 @@ def test_an_address_restores_relation_unit_and_change(served: Settings, run: Neu
         relation="currency",
         unit=unit,
         change="scale",
-        factor="3.0",
+        unit_factor="3.0",
         top="2",
         ask="A word",
     )
@@ -166,7 +168,8 @@ def test_an_address_restores_relation_unit_and_change(served: Settings, run: Neu
 
 
 @pytest.mark.parametrize(
-    "address", [{"run": "x"}, {"relation": "x"}, {"unit": "L99.N1"}, {"top": "99"}, {"change": "x"}]
+    "address",
+    [{"neuron_run": "x"}, {"relation": "x"}, {"unit": "L99.N1"}, {"top": "99"}, {"change": "x"}],
 )
 def test_a_wrong_address_falls_back_to_what_there_is(
     served: Settings, run: NeuronRun, address: dict[str, str]
@@ -174,7 +177,7 @@ def test_a_wrong_address_falls_back_to_what_there_is(
     app = page_at("neurons", **address)
     assert not app.error
     assert app.selectbox(key="unit").value == str(run.sets[RELATIONS[0]].ids[0])
-    assert app.selectbox(key="run").value == run.id
+    assert app.selectbox(key="neuron_run").value == run.id
 
 
 def test_the_card_tells_direction_score_and_strongest_prompts(
@@ -244,6 +247,9 @@ def test_chosen_units_are_saved_once_with_the_command_that_measures_them(
     button(app, "Save").click().run()
     assert "mine" in texts(app.error)
     assert load_neuron_set(path).ids == saved.ids
+    assert "neurons ablate" in texts(app.code), "what was saved before"
+    app.segmented_control(key="change").set_value("mean").run()
+    assert "neurons ablate" not in texts(app.code)
 
 
 def test_facts_that_changed_since_hide_the_prompts_and_nothing_else(
@@ -272,3 +278,22 @@ def test_a_unit_is_read_over_any_text(served: Settings) -> None:
     app.text_area(key="over").set_value("").run()
     assert "empty" in texts(app.error)
     assert "capital" in page_at("neurons").text_area(key="over").value
+
+
+def test_any_other_unit_is_read_too(served: Settings) -> None:
+    text = "The capital of France is Paris."
+    app = page_at("neurons", over=text, other="true", unit_layer="3", unit_index="17")
+    (strip,) = [e for e in app.get("bidi_component") if e.key == "unit_text"]
+    _, values = unit_over_text(load_model("engram"), text, NeuronId(3, 17))
+    assert unpacked(strip.proto.bytes)[0]["values"] == pytest.approx(values, rel=1e-3)
+    assert "L3.N17 is above zero" in texts(app.caption)
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_unit_is_read_without_a_run() -> None:
+    app = page_at("neurons")
+    assert "L0.N0 is above zero" in texts(app.caption)
+    app.number_input(key="unit_layer").set_value(1).run()
+    app.number_input(key="unit_index").set_value(7).run()
+    assert "L1.N7 is above zero" in texts(app.caption)
+    assert not app.exception

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 import streamlit as st
 from mnemoscope.app.atlas_maps import unpacked
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
+from mnemoscope.results.bundle import Words
 from mnemoscope.results.head_set import load_head_set
-from mnemoscope.results.run_folder import open_run, queue_run
+from mnemoscope.results.run_folder import load_run, open_run, queue_run
 from page_at import button, page_at, texts
 from planted_ground import CLAIM, CONTEXT, CONTEXT_HEAD, ESTIMAND, MEMORY_HEAD, PROMPT, STORED
+from streamlit.testing.v1 import AppTest
 
 EDGES = "edges"
 CONFLICT = {"prompt": PROMPT, "context": CONTEXT}
@@ -95,7 +99,7 @@ def test_too_many_heads_for_a_control_is_said_where_it_happens() -> None:
     every = [f"L{layer}.H{head}" for layer in (0, 1) for head in range(8)]
     app = page_at("explore", **CONFLICT, off=every)
     assert "choose fewer" in texts(app.error)
-    assert len(app.code) == 4, "the change itself is still shown"
+    assert texts(app.code).count("before: ") == 2, "the change itself is still shown"
 
 
 def test_a_typed_head_is_picked_and_the_list_follows_until_edited() -> None:
@@ -141,6 +145,50 @@ def test_a_head_set_is_saved_once_and_loaded_back(settings: Settings) -> None:
     assert app.multiselect(key="off").value == [MEMORY_HEAD]
 
 
+def test_command_and_dry_run_stay_until_the_set_changes(settings: Settings) -> None:
+    app = page_at("explore", **CONFLICT, off=[MEMORY_HEAD])
+    assert "set to zero 1 head, L1.H2" in texts(app.code), "a dry run before anything is written"
+    assert "prune run" not in texts(app.code)
+    button(app, "Save the list").click().run()
+
+    def handed() -> bool:
+        shown = [one for one in app.code if "mnemoscope prune run" in one.value]
+        return bool(shown) and "Prune now" in [one.label for one in app.button]
+
+    assert handed()
+    app.segmented_control(key="role").set_value("context").run()
+    assert handed(), "another interaction"
+    assert "set to zero 1 head, L1.H2" in texts(app.code)
+    kept = app.session_state["kept_view"].bundle().parts
+    said = [part.text for part in kept if isinstance(part, Words)]
+    assert any("mnemoscope prune run" in one for one in said)
+    assert any("set to zero 1 head, L1.H2" in one for one in said)
+    app.segmented_control(key="mode").set_value("scale").run()
+    assert not handed(), "another change"
+    assert "multiply by 0.5 1 head" in texts(app.code)
+    app.segmented_control(key="mode").set_value("zero").run()
+    assert handed()
+    app.multiselect(key="off").set_value([MEMORY_HEAD, "L0.H0"]).run()
+    assert not handed(), "other heads"
+    app.multiselect(key="off").set_value([MEMORY_HEAD]).run()
+    assert handed()
+    (settings.head_sets / "my-heads.json").write_text("{}")
+    app.run()
+    assert not handed(), "another file of that name"
+
+
+def test_the_command_of_changed_units_stays_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, settings_for(["engram"], tmp_path / "runs").to_json())
+    app = page_at("explore", prompt="The capital of France is", context="", units="L3.N17")
+    button(app, "Save the units").click().run()
+    app.toggle(key="follow").set_value(False).run()
+    assert "neurons ablate" in texts(app.code)
+    app.text_input(key="units").set_value("L3.N18").run()
+    assert "neurons ablate" not in texts(app.code)
+
+
 def test_a_damaged_head_set_is_named(settings: Settings) -> None:
     settings.head_sets.mkdir()
     (settings.head_sets / "bad.json").write_text("{}")
@@ -176,6 +224,74 @@ def test_a_finished_run_is_listed_and_opened(with_run: str) -> None:
     assert ESTIMAND in texts(app.caption)
     (record,) = [code.value for code in app.code if "weights_sha256" in code.value]
     assert json.loads(record)["model_id"] == "planted"
+
+
+def links(app: AppTest) -> list[tuple[str, dict[str, str]]]:
+    """Page and address of each link on show."""
+    found = [one.proto for one in app.get("page_link")]
+    return [(one.page, dict(parse_qsl(one.query_string))) for one in found]
+
+
+def another_of(kind: str, root: Path, run_id: str) -> str:
+    """A finished run of this kind with the table of another one; returns its id."""
+    like = load_run(root / run_id)
+    with open_run(root, kind, {"model": "planted", "n": 2}) as run:
+        run.append("all", {})
+        run.finish(like.table, {}, like.provenance)
+        return run.id
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown_on"),
+    [
+        ("head-scores", [("explore", "source"), ("heads", "sources")]),
+        ("relation-neurons", [("neurons", "neuron_run")]),
+        ("retrieval-scores", [("heads", "sources")]),
+        ("retrieval-gates", [("heads", "sources")]),
+        ("binding-roles", [("binding", "curves")]),
+        ("trace", []),
+    ],
+)
+def test_a_finished_run_links_to_the_pages_that_show_it(
+    settings: Settings, scored: Path, kind: str, shown_on: list[tuple[str, str]]
+) -> None:
+    shutil.copytree(scored, settings.runs_root)
+    (first,) = (path.name for path in settings.runs_root.glob("[!.]*"))
+    run_id = another_of(kind, settings.runs_root, first)
+    found = links(page_at("runs", run=run_id))
+    assert found == [(page, {"model": "planted", name: run_id}) for page, name in shown_on]
+    for page, name in shown_on:
+        app = page_at(page, model="planted", **{name: run_id})
+        (chosen,) = (one.value for one in (*app.selectbox, *app.multiselect) if one.key == name)
+        assert chosen in (run_id, [run_id])
+
+
+def test_such_a_link_is_heeded_on_a_page_that_was_left_with_another_model(
+    checkpoint: Path, scored: Path, with_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, settings_for([str(checkpoint), "engram"], scored).to_json())
+    app = page_at("explore", model="engram")
+    go_to(app, "runs", {"run": with_run})
+    ((page, address), _) = links(app)
+    go_to(app, page, address)
+    assert app.selectbox(key="model").value == "planted"
+    assert app.selectbox(key="source").value == with_run
+
+
+def go_to(app: AppTest, page: str, address: dict[str, str]) -> None:
+    """Follow a link."""
+    app.switch_page(f"views/{page}.py")
+    app.query_params.clear()
+    app.query_params.update(address)
+    app.run()
+    assert not app.exception, app.exception
+
+
+def test_a_run_of_a_model_that_is_not_served_links_nowhere(
+    with_run: str, scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, settings_for(["engram"], scored).to_json())
+    assert links(page_at("runs", run=with_run)) == []
 
 
 def test_unfinished_runs_say_how_to_go_on(settings: Settings) -> None:

@@ -78,7 +78,7 @@ def test_an_address_restores_the_trial_the_head_and_the_part(served: Settings) -
     assert (header["pool"], header["keyEdges"][0], header["keyEdges"][-1]) == ("mass", 10, 50)
     assert header["queryEdges"][0] == 200
     assert cells.shape == (len(header["queryEdges"]) - 1, 40)
-    assert picture(app, "atlas")[0]["chosen"] == [2, 7]
+    assert header["chosen"] == {"layer": 2, "head": 7}
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,34 @@ def test_the_atlas_holds_every_head_and_leaves_the_sink_out(served: Settings) ->
     assert (sheet["layers"], sheet["heads"]) == (6, 8)
     assert cells.any()
     assert "they are left out" in texts(app.caption)
+    assert (
+        f"would rest {atlas_section.even_sink(len(picture(app, 'edges')[1])):.1%} there"
+        in texts(app.caption)
+    )
     narrower = header["width"]
     app.toggle(key="with_sink").set_value(True).run()
     assert picture(app, "atlas")[0]["width"] > narrower
     assert "they are left out" not in texts(app.caption)
+
+
+def test_the_maps_of_all_heads_are_the_same_bytes_whichever_is_chosen(served: Settings) -> None:
+    """What has not changed by a byte is not sent again."""
+    app = opened(layer="4", head="6")
+
+    def sent(key: str) -> bytes:
+        (one,) = [e for e in app.get("bidi_component") if e.key == key]
+        return bytes(one.proto.bytes)
+
+    maps, window = sent("atlas"), sent("window")
+    app.number_input(key="head").set_value(2).run()
+    assert sent("atlas") == maps
+    assert sent("window") != window
+    assert picture(app, "window")[0]["chosen"] == {"layer": 4, "head": 2}
+
+
+def test_even_attention_rests_on_the_sink_less_and_less() -> None:
+    shares = [1, 1, 1, 1, 4 / 5, 4 / 6, 4 / 7, 4 / 8]
+    assert atlas_section.even_sink(8) == pytest.approx(sum(shares) / 8)
 
 
 def test_the_button_goes_to_the_needle_and_back(served: Settings) -> None:
@@ -182,6 +206,14 @@ def test_the_best_heads_are_saved_as_a_set_once(served: Settings) -> None:
     assert "set to zero 3 heads" in dry
     button(app, "Save them").click().run()
     assert "mine" in texts(app.error)
+    assert "prune run" in texts(app.code), "the file of before"
+    app.number_input(key="best").set_value(2).run()
+    assert "prune run" not in texts(app.code)
+    assert "set to zero" not in texts(app.code)
+    button(app, "Load").click().run()
+    assert app.multiselect(key="off").value == [str(head) for head in saved.ids]
+    assert "set to zero 3 heads" in texts(app.code), "a dry run of what is changed"
+    assert "Unchanged" in texts(app.subheader)
 
 
 def test_a_model_without_room_for_a_haystack_says_so(settings: Settings) -> None:
@@ -197,7 +229,7 @@ def test_the_edges_of_a_head_leave_the_sink_out_and_follow_the_part(served: Sett
     assert "rests on the first 4 tokens (the sink), which is left out" in texts(app.caption)
     assert "strongest of" in texts(app.caption)
     app.toggle(key="with_sink").set_value(True).run()
-    assert "(the sink)." in texts(app.caption)
+    assert "(the sink); of even attention" in texts(app.caption)
     button(app, "Answer, needle").click().run()
     assert "edges of queries 256 to" in texts(app.caption)
 

@@ -14,7 +14,7 @@ pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 
 
-FEW = {"model": "engram", "pairs": "town_mayor", "most": "32"}
+FEW = {"model": "engram", "pairs": "town_mayor", "most_pairs": "32"}
 WAITING = re.compile(r"\(about \d+ s at the present pace\)")
 
 

@@ -45,7 +45,7 @@ ADDRESSES: dict[str, dict[str, str]] = {
     },
     "heads": {"by": "rank", "k": "1", "layer": "1", "head": "2"},
     "provenance": {"model": "engram", "corpus": "risky", "text": TEXT, "span": "2", "least": "7"},
-    "binding": {"model": "engram", "most": "32", "recall": "MRR"},
+    "binding": {"model": "engram", "most_pairs": "32", "recall": "MRR"},
     "runs": {"run_role": "context"},
     "about": {},
 }  # fmt: skip

@@ -131,7 +131,7 @@ def test_a_chart_in_four_kinds_and_a_view_that_opens_offline(
     view = Offline(browser, file)
     view.shoot("saved-explore")
     pictures = view.pictures()
-    assert len(pictures) == shown
+    assert len(pictures) == shown + 1, "and the arcs of the strongest edges"
     assert all(one["width"] > 100 and one["done"] and one["alt"] for one in pictures)
     said = view.page.inner_text("body")
     for words in (PROMPT, STORED, f"Head {CONTEXT_HEAD}", "weights_sha256", "random heads:"):

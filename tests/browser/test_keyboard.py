@@ -5,6 +5,7 @@ That Tab comes to every control of every page stands in `test_every_page`.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -70,6 +71,54 @@ def test_a_head_is_chosen_switched_off_and_its_scores_saved(visits: Any) -> None
     assert waiting.value.suggested_filename.endswith(".csv")
     visit.page.keyboard.press("Escape")
     visit.page.get_by_role("button", name="CSV").first.wait_for(state="hidden", timeout=WAIT)
+    assert visit.own_complaints == []
+
+
+FOCUSED = """() => {
+  let here = document.activeElement;
+  while (here?.shadowRoot?.activeElement) here = here.shadowRoot.activeElement;
+  return [here?.dataset.ready, here?.ariaLabel, getComputedStyle(here).outlineStyle];
+}"""
+"""Of a canvas of ours that has the focus: its name, its words, and whether that is seen."""
+
+
+def test_a_head_of_the_maps_is_chosen_by_keys(visits: Any) -> None:
+    part = {"q0": "200", "q1": "210", "k0": "10", "k1": "30"}
+    visit = visits("retrieval", model="engram", length="256", layer="2", head="3", **part)
+    visit.page.locator('canvas[data-ready="window"]').wait_for(timeout=WAIT)
+    visit.settle()
+
+    def focus_on(name: str) -> list[str]:
+        for _ in range(150):
+            visit.page.keyboard.press("Tab")
+            here: list[str] = visit.page.evaluate(FOCUSED)
+            if here[0] == name:
+                return here
+        raise AssertionError(f"Tab does not come to the {name}")
+
+    assert focus_on("atlas") == [
+        "atlas",
+        "Attention maps of all heads, one row a layer. L2.H3 is framed.",
+        "solid",
+    ]
+    for key, told in (("ArrowRight", "L2.H4"), ("ArrowDown", "L3.H4"), ("ArrowUp", "L2.H4")):
+        visit.page.keyboard.press(key)
+        visit.see(f"{told}: Enter chooses it.")
+    visit.page.keyboard.press("Enter")
+    assert visit.page.evaluate(FOCUSED)[1].endswith("L2.H4 is framed."), "at once"
+    visit.see("Map of L2.H4")
+    visit.settle()
+    assert "layer=2&head=4" in visit.page.url
+
+    assert focus_on("window")[1].startswith("Attention map of L2.H4")
+    read = visit.page.locator('.atlas:has(canvas[data-ready="window"]) .readout')
+    visit.page.keyboard.press("ArrowDown")
+    first = read.inner_text()
+    told = re.match(r"peak ≈ (\S+) \((\S+)× even\) · query 200 .* key 10 ", first)
+    assert told, first
+    assert float(told[2]) == pytest.approx(201 * float(told[1]), rel=0.1), "of 201 keys in sight"
+    visit.page.keyboard.press("ArrowDown")
+    assert read.inner_text() != first
     assert visit.own_complaints == []
 
 
