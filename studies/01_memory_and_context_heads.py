@@ -76,6 +76,7 @@ PRESETS = {
         (0,),
         (2, 5),
         3,
+        conditions=("closed", "agree", "substitution"),
         raise_memory_under="substitution",
         demonstrations=0,
     ),

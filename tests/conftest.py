@@ -5,6 +5,7 @@ go to one process, since they share a server and two browsers at once would slow
 studies share nothing and go one by one.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,11 @@ class WholeFiles(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
     """Called by xdist; its own grouping by mark does nothing with pytest 9.2."""
     return WholeFiles(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and modules stay: no collection of garbage need look at them again."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -180,7 +180,8 @@ def test_a_deleted_folder_stops_the_work_and_says_so(
     settings: Settings, key: dict[str, Any], unstarted: Any
 ) -> None:
     run_id = start_job(settings, KIND, key)
-    timer = threading.Timer(0.5, shutil.rmtree, (unstarted[0].partial,))
+    deleted = settings.runs_root.with_name("deleted")
+    timer = threading.Timer(0.5, os.replace, (unstarted[0].partial, deleted))  # all at once
     with holding("x-0123456789"):
         timer.start()
         with pytest.raises((RunCancelled, RunFolderError)):

@@ -118,6 +118,7 @@ def test_head_scoring_counts_in_forward_passes() -> None:
 
 
 @linux
+@pytest.mark.slow  # every figure of memory is a process of its own
 def test_ranking_neurons_is_measured_in_forward_passes() -> None:
     pytest.importorskip("sklearn")
     (speed,), (memory,) = tables(toy("average_precision"))
