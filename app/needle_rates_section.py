@@ -17,7 +17,7 @@ from .needle_trial import Asked
 from .own_haystack import DEPTHS
 from .plain import told
 from .switched_cached import draws_of, means_for
-from .switched_off import NOTHING, Switched
+from .switched_off import Switched
 
 DRAWS = 3
 
@@ -28,11 +28,8 @@ def show_rates(scene: NeedleScene, switched: Switched, once: float) -> None:
     exports.subheader("Over many needles")
     with told():
         asked = scene.asked
-        if not isinstance(asked, Asked) or switched.of_tokens:
-            exports.info(
-                "Rates are taken over made needles, and over changes that do not name tokens: "
-                "choose the mean of edges, or the output."
-            )
+        if not isinstance(asked, Asked):
+            exports.info("Rates are taken over made needles: choose a made haystack.")
             return
         many = DEPTHS * SEEDS
         made = verdicts_for(scene, asked, switched, once)
@@ -51,8 +48,8 @@ def show_rates(scene: NeedleScene, switched: Switched, once: float) -> None:
         )
         exports.caption(
             f"{many} needles of this kind and length, {SEEDS} at each of {DEPTHS} depths. Random: "
-            f"{DRAWS} sets. A few needles show, they do not prove: `mnemoscope retrieval "
-            "score` asks for many."
+            f"{DRAWS} sets{of_tokens_words(switched)}. A few needles show, they do not prove: "
+            "`mnemoscope retrieval score` asks for many."
         )
 
 
@@ -63,13 +60,13 @@ def verdicts_for(
     on."""
     loaded, many = scene.loaded, DEPTHS * SEEDS
     means = means_for(loaded, switched)
-    drawn = draws_of(loaded, loaded.key, switched, DRAWS, 0)
-    key = (loaded.key, replace(asked, depth=0), switched)
+    drawn = draws_of(loaded, loaded.key, switched, DRAWS, scene.found.spans["question"][0])
+    # Each needle has its own tokens of a span, wherever those of the one on show are.
+    key = (loaded.key, replace(asked, depth=0), nowhere(switched))
     words = f"Asking for {many} needles, unchanged, changed and with random sets"
 
     def make(tell: Tell) -> tuple[tuple[Verdict, ...], ...]:
-        sets = (NOTHING, switched, *drawn.sets)
-        return needle_verdicts(loaded.model, asked, sets, means, tell)
+        return needle_verdicts(loaded.model, asked, switched, drawn.sets, means, tell)
 
     seconds = once * many * (2 + DRAWS)
     if st.session_state.get("rates_of") != key and background.work_of("rates", key) is None:
@@ -79,6 +76,16 @@ def verdicts_for(
     if not background.watched("rates", key, make, words):
         return None
     return verdicts_of(make, *key)
+
+
+def nowhere(switched: Switched) -> Switched:
+    """The change without the places of its tokens in one text."""
+    return replace(switched, change=replace(switched.change, hidden=()))
+
+
+def of_tokens_words(switched: Switched) -> str:
+    """What random sets are sets of, where that is not told above."""
+    return " of as many other tokens of each haystack" if switched.of_tokens else ""
 
 
 def _verdicts(

@@ -58,7 +58,7 @@ def choose_change(scene: NeedleScene) -> HeadChange:
         key="edges_to",
         bind="query-params",
     )
-    return HeadChange(op, factor, tuple(range(*spans[name])))
+    return HeadChange(op, factor, tuple(range(*spans[name])), span=name)
 
 
 def once_seconds(scene: NeedleScene) -> float:

@@ -6,7 +6,7 @@ checkpoint that was pruned so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +16,11 @@ from ..data.facts.needles import NeedleDesign, Trial, Verdict, judge
 from ..interventions.head_ablation import AnyEdit, run_answer
 from ..models.hooked import HookedModel
 from .background import Tell, silent
-from .needle_trial import NEW_TOKENS, Asked, NeedleTrial, trial_design
+from .needle_trial import NEW_TOKENS, Asked, NeedleTrial, spans_of, trial_design
 from .neuron_switched import OfDraws
 from .own_haystack import DEPTHS
 from .switched_off import NOTHING, Means, Switched, edits_in
-from .switched_readings import Draws, in_force
+from .switched_readings import Draws, in_force, other_tokens
 
 SEEDS = 2
 """Needles at each depth that a rate is taken over."""
@@ -100,18 +100,41 @@ def needle_control(
 
 
 def needle_verdicts(
-    model: HookedModel, asked: Asked, sets: Sequence[Switched], means: Means, tell: Tell = silent
+    model: HookedModel,
+    asked: Asked,
+    switched: Switched,
+    drawn: Sequence[Switched],
+    means: Means,
+    tell: Tell = silent,
 ) -> tuple[tuple[Verdict, ...], ...]:
-    """How `SEEDS` needles at each depth are answered under each change: the asked number first."""
+    """How `SEEDS` needles at each depth are answered unchanged, changed and under random changes:
+    the asked number first."""
     seeds = range(asked.seed, asked.seed + SEEDS)
     needles = [replace(asked, depth=d, seed=seed) for d in range(DEPTHS) for seed in seeds]
     rows: list[tuple[Verdict, ...]] = []
     for number, one in enumerate(needles):
         tell(number / len(needles), f"needle {number + 1} of {len(needles)}")
         design, trial = trial_design(model, one)
-        edits = [edits_in(switched, 0, means) for switched in sets]
+        sets = (NOTHING, *placed((switched, *drawn), spans_of(design, trial), number))
+        edits = [edits_in(some, 0, means) for some in sets]
         rows.append(tuple(needle_reading(model, design, trial, e).verdict for e in edits))
     return tuple(zip(*rows, strict=True))
+
+
+def placed(
+    sets: Sequence[Switched], spans: Mapping[str, tuple[int, int]], seed: int
+) -> tuple[Switched, ...]:
+    """The changes in a text with these spans: the first loses its edges to the tokens that its span
+    has here, the others to as many random ones of the haystack."""
+    first = sets[0]
+    if not first.of_tokens:
+        return tuple(sets)
+    hidden = tuple(range(*spans[first.change.span]))
+    others = other_tokens(hidden, spans["question"][0], draws=len(sets) - 1, seed=seed)
+    return tuple(
+        replace(one, change=replace(one.change, hidden=keys))
+        for one, keys in zip(sets, (hidden, *others), strict=True)
+    )
 
 
 def verdict_table(

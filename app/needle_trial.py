@@ -109,12 +109,7 @@ class NeedleTrial:
     @property
     def spans(self) -> dict[str, tuple[int, int]]:
         """Tokens of the needle, the answer in it, the rival and the question, start and stop."""
-        trial, haystack = self.trial, self.design.haystacks[self.trial.haystack]
-        named = {"needle": trial.needle, "answer": trial.answer}
-        if haystack.distractors:
-            named["rival"] = haystack.distractors[0][1]
-        found = {name: (span.start, span.stop) for name, span in named.items()}
-        return found | {"question": (trial.length, trial.length + len(trial.question_ids))}
+        return spans_of(self.design, self.trial)
 
     def followed(self, mode: Mode) -> Followed:
         """The rows of a mode. Raises `MnemoscopeError` where the model said nothing."""
@@ -175,6 +170,16 @@ def trial_design(model: HookedModel, asked: Hay) -> tuple[NeedleDesign, Trial]:
         topics=None if asked.topic is None else (asked.topic,),
     )
     return design, next(trial for trial in design.trials if trial.stratum == asked.depth)
+
+
+def spans_of(design: NeedleDesign, trial: Trial) -> dict[str, tuple[int, int]]:
+    """Tokens of the needle, the answer in it, the rival and the question, start and stop."""
+    haystack = design.haystacks[trial.haystack]
+    named = {"needle": trial.needle, "answer": trial.answer}
+    if haystack.distractors:
+        named["rival"] = haystack.distractors[0][1]
+    found = {name: (span.start, span.stop) for name, span in named.items()}
+    return found | {"question": (trial.length, trial.length + len(trial.question_ids))}
 
 
 def run_trial(model: HookedModel, asked: Hay, tell: Tell = silent) -> NeedleTrial:

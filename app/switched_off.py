@@ -37,12 +37,13 @@ class HeadChange:
     `factor` times what they do. edges off: they cannot see the tokens at the positions `hidden` of
     the question's text number `text`, all else is as it was; edges scale: what they see of these
     tokens weighs `factor` times as much before the weights are made to sum to 1 again; edges mean:
-    they see all tokens alike."""
+    they see all tokens alike. `span` names the hidden tokens where other texts have such too."""
 
     op: Op = "zero"
     factor: float = 0.0
     hidden: tuple[int, ...] = ()
     text: int = 0
+    span: str = ""
 
     def __post_init__(self) -> None:
         """Raises `MnemoscopeError` for an unknown operation."""

@@ -36,6 +36,17 @@ writes changes of heads into a checkpoint; edges have no weights of their own.
 **Patterns.** Attention says where a head looks, not what it moves. Much of it often rests on the
 first token (the *sink*), which carries little; the share is stated.
 
+**Edges.** The strongest weights of a head, each beside that of *even attention*: the same weight
+for every token in sight.
+
+**What each layer would say.** The logit lens takes the stream after a layer through the model's own
+last norm and unembedding. Dashes are the same tokens in random orders: what an answer gets there it
+owes to the words alone.
+
+**Heads by role.** A head has a role by a test of many subjects or by its rank, and roles combine by
+*and*, *or* and *not*. The scores of a set stand beside random sets of the same layers; a score that
+chose the set proves nothing.
+
 **Relation neurons.** `mnemoscope neurons find` scores every unit of the MLPs by how well it tells
 the prompts of a relation from those of all others (*average precision*, 1 is perfect), in the worst
 of several wordings, for the better of its two directions. Every real relation has to beat
@@ -65,6 +76,9 @@ occurrence, not a cause*: models put words together that no document holds, and 
 what is said in other words. *Inside*: how much more heads and MLP units write at the tokens that
 predict the span than on neutral text; that is activity, and no cause either. Texts of an index
 labelled *risk* stay on the disk until you ask for them.
+
+**Both ways.** A pair told as "A is B" is asked from A and from B. The rank is that of the whole
+right name among all names of its kind; chance is the middle of the list.
 
 **Limits.** Probabilities are those of an answer's first token. Two answers that start with the same
 token cannot be told apart. A head may do both jobs, and the same head may do another one on

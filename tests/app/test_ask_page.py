@@ -119,7 +119,10 @@ def test_the_page_about_heads_asks_no_example_instead(context: str, served: Sett
 
 @pytest.mark.parametrize(
     ("prompt", "context"),
-    [(MAYOR["prompt"], ""), (EXAMPLE, EXAMPLE_CONTEXT)],
+    [
+        (MAYOR["prompt"], ""),
+        pytest.param(EXAMPLE, EXAMPLE_CONTEXT, marks=pytest.mark.slow),
+    ],
 )
 def test_a_link_opens_its_page_as_a_new_tab_would_whatever_was_asked_there_before(
     prompt: str, context: str, served: Settings, monkeypatch: pytest.MonkeyPatch

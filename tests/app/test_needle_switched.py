@@ -9,6 +9,7 @@ from mnemoscope.app.needle_switched import (
     needle_control,
     needle_reading,
     needle_verdicts,
+    placed,
     verdict_table,
 )
 from mnemoscope.app.needle_trial import Asked, NeedleTrial, run_trial, score_frame
@@ -80,12 +81,40 @@ def test_random_heads_do_less_than_the_readers(
     assert control.chance_outside == pytest.approx(2 / (control.different + 1))
 
 
+def test_rates_of_edges_hide_each_needle_s_own_tokens(
+    engram: HookedModel, found: NeedleTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All heads lose sight of the needle: it is found nowhere; of as many other tokens: it is."""
+    monkeypatch.setattr(needle_switched, "DEPTHS", 3)
+    monkeypatch.setattr(needle_switched, "SEEDS", 1)
+    anatomy = engram.anatomy
+    heads = tuple(
+        HeadId(layer, head) for layer in range(anatomy.n_layers) for head in range(anatomy.n_heads)
+    )
+    here = tuple(range(*found.spans["needle"]))
+    switched = Switched(heads, HeadChange("edges off", 0.0, here, span="needle"))
+    before, after, beside = needle_verdicts(engram, ASKED, switched, (switched,), NO_MEANS)
+    assert before.count("needle") == 3
+    assert after.count("needle") == 0
+    assert beside != after
+
+
+def test_placed_changes_hide_as_many_tokens_of_another_text() -> None:
+    spans = {"needle": (5, 8), "question": (40, 44)}
+    switched = Switched((HeadId(0, 0),), HeadChange("edges scale", 0.5, (1, 2), span="needle"))
+    first, *others = placed((switched, switched, switched), spans, 0)
+    assert first.change.hidden == (5, 6, 7)
+    assert all(len(one.change.hidden) == 3 for one in others)
+    assert not {5, 6, 7} & {key for one in others for key in one.change.hidden}
+    assert placed((NOTHING, NOTHING), spans, 0) == (NOTHING, NOTHING)
+
+
 def test_rates_count_the_same_needles(engram: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needle_switched, "DEPTHS", 2)
     monkeypatch.setattr(needle_switched, "SEEDS", 1)
     heard: list[float] = []
     before, again = needle_verdicts(
-        engram, ASKED, [NOTHING, NOTHING], NO_MEANS, lambda share, _: heard.append(share)
+        engram, ASKED, NOTHING, (), NO_MEANS, lambda share, _: heard.append(share)
     )
     assert len(before) == len(heard) == 2
     assert before == again

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
-from mnemoscope.app import atlas_section
+from mnemoscope.app import atlas_section, background, needle_rates_section, needle_switched
 from mnemoscope.app.atlas_maps import unpacked
 from mnemoscope.app.needle_trial import SCORES
 from mnemoscope.app.settings import VARIABLE, Settings, settings_for
@@ -248,10 +248,19 @@ def test_a_changed_head_is_asked_again_kept_and_handed_to_prune(served: Settings
     assert "0.5" in dry
 
 
-def test_a_needle_hidden_from_a_head_is_held_against_other_tokens(served: Settings) -> None:
+def test_a_needle_hidden_from_a_head_is_held_against_other_tokens(
+    served: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (needle_switched, needle_rates_section):
+        monkeypatch.setattr(module, "DEPTHS", 2)
+        monkeypatch.setattr(module, "SEEDS", 1)
+    monkeypatch.setattr(background, "SOON", 60.0)  # the page waits for it
     app = opened(off=["L4.H6"], of="edges")
     assert "The same with other tokens: " in texts(app.caption)
-    assert "choose the mean of edges" in texts(app.info)
+    button(app, "Ask for 2 needles").click().run()
+    rates = next(one.value for one in app.dataframe if "answered" in one.value)
+    assert rates[["unchanged", "changed"]].sum().tolist() == [1, 1]
+    assert "3 sets of as many other tokens of each haystack" in texts(app.caption)
     button(app, "Save them").click().run()
     assert "no weights stand for" in texts(app.error)
 

@@ -55,6 +55,7 @@ def test_hook_overhead_compares_every_site_with_the_plain_pass() -> None:
         assert float(row["largest difference"]) < AGREEMENT
 
 
+@pytest.mark.slow
 def test_engines_give_the_same_bits_and_whole_passes_the_sweeps_effects() -> None:
     pytest.importorskip("nnsight")
     (rows,) = tables(toy("engines"))
@@ -64,6 +65,7 @@ def test_engines_give_the_same_bits_and_whole_passes_the_sweeps_effects() -> Non
         assert float(row["difference"]) <= (0 if passes else AGREEMENT)
 
 
+@pytest.mark.slow
 def test_a_sweep_reads_an_offloaded_model_once() -> None:
     (rows,) = tables(toy("offload"))
     half, whole = rows
@@ -76,6 +78,7 @@ def test_a_sweep_reads_an_offloaded_model_once() -> None:
         assert float(row["difference"]) == 0
 
 
+@pytest.mark.slow
 def test_path_patching_agrees_with_the_naive_way() -> None:
     direct, total, extrapolation = tables(toy("path_patching"))
     assert len(direct) == len(total) == 4  # two models, two lengths
@@ -88,6 +91,7 @@ def test_path_patching_agrees_with_the_naive_way() -> None:
         assert float(row["difference over all heads"]) < AGREEMENT
 
 
+@pytest.mark.slow
 def test_flops_of_the_direct_sweep_follow_the_formula() -> None:
     """GPT-2's block has 4 d^2 attention and 8 d^2 MLP weights: ratio 2 T (12 / 8) L / (L + 1)."""
     direct, _, _ = tables(toy("path_patching"))
@@ -106,6 +110,7 @@ def test_memory_is_measured_against_the_bound() -> None:
     assert live > 0.5  # the sweep was seen
 
 
+@pytest.mark.slow
 def test_head_scoring_counts_in_forward_passes() -> None:
     text = toy("head_scoring")
     (rows,) = tables(text)
@@ -147,6 +152,7 @@ def test_attention_rows_are_compared_with_a_prefill_and_with_all_patterns() -> N
     assert float(row["difference"]) < AGREEMENT
 
 
+@pytest.mark.slow
 def test_a_streaming_cache_holds_its_formula_and_says_what_masked_heads_say() -> None:
     costs, texts = tables(toy("streaming_cache"))
     assert [int(row["tokens"]) for row in costs] == [64, 256]
@@ -180,6 +186,7 @@ def test_index_queries_are_held_against_their_targets() -> None:
     assert [row["cold find of 8 tokens"] for row in faults] == ["with directory", "without"]
 
 
+@pytest.mark.slow
 def test_parts_and_ranged_reads_answer_as_the_whole_index_here() -> None:
     (rows,) = tables(toy("sharded_index"))
     assert len(rows) == 4 * (2 + 2 + 1)  # an index and its parts, here and there; one only there

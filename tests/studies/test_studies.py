@@ -12,13 +12,23 @@ from mnemoscope.cli.main import main
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("[0-9]*.py"))
 
 
-RUNS = [*((study, "smoke") for study in STUDIES), (STUDIES[0], "planted")]
+QUICK = ("01", "05")
+RUNS = [
+    *(
+        pytest.param(
+            study,
+            "smoke",
+            id=f"{study.stem}-smoke",
+            marks=() if study.name.startswith(QUICK) else pytest.mark.slow,
+        )
+        for study in STUDIES
+    ),
+    pytest.param(STUDIES[0], "planted", id=f"{STUDIES[0].stem}-planted"),
+]
 """Study 1 also asserts which heads are found where they are planted."""
 
 
-@pytest.mark.parametrize(
-    ("study", "preset"), RUNS, ids=[f"{study.stem}-{preset}" for study, preset in RUNS]
-)
+@pytest.mark.parametrize(("study", "preset"), RUNS)
 def test_study(study: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last cell asserts the study's checks, so a page without an error is a passed study."""
     pytest.importorskip("nbconvert")
